@@ -1,0 +1,150 @@
+//! What clients ask of a shard, and the answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Anchor, AnchorId, AnchorPatch, Epoch, ShardDescriptor, Version};
+
+/// Milliseconds since the Unix epoch.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Timestamp(pub u64);
+
+/// A client's name for one request: 128 random bits, the same at every retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub u128);
+
+/// One item of one request: what idempotency is counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OperationId {
+    /// The request.
+    pub request_id: RequestId,
+    /// The item within a batch, 0 for a single write.
+    pub item: u32,
+}
+
+/// When the leader proposed an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The leader's time.
+    pub time: Timestamp,
+}
+
+/// One Raft entry of a shard: everything that waited when it was proposed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Written by the proposer, so that replicas agree on time.
+    pub stamp: Stamp,
+    /// In the order in which they arrived.
+    pub commands: Vec<Command>,
+}
+
+/// One write, as routed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    /// Names the write, so that a retry has one effect.
+    pub operation: OperationId,
+    /// The epoch that the sender routed by.
+    pub epoch: Epoch,
+    /// What to do.
+    pub write: Write,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Write {
+    /// Store a new anchor. `create_time`, `update_time` and `version` are set by `apply`.
+    Create(Box<Anchor>),
+    /// Change an anchor's parts.
+    Update {
+        /// Which.
+        id: AnchorId,
+        /// What changes.
+        patch: Box<AnchorPatch>,
+        /// Only if this is its current version.
+        if_version: Option<Version>,
+    },
+    /// Remove an anchor.
+    Delete {
+        /// Which.
+        id: AnchorId,
+        /// Only if this is its current version.
+        if_version: Option<Version>,
+    },
+    /// Let shard time move on to the stamp's, so that due expiries take effect.
+    Tick,
+    /// Erase rows that are due: anchors whose expiry lies a grace back, and old dedup entries.
+    /// Each is checked again when applied; one that is not due is left alone.
+    Sweep {
+        /// Expired anchors.
+        anchors: Vec<AnchorId>,
+        /// Dedup entries past their keep time.
+        operations: Vec<(AnchorId, OperationId)>,
+    },
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The anchor was created or updated, now or by an earlier try of the same operation.
+    Written {
+        /// Its version after that operation.
+        version: Version,
+        /// Shard time of that operation.
+        time: Timestamp,
+        /// The anchor as written; for a retry, the stored anchor, which may be newer, or `None` if
+        /// it is gone since.
+        anchor: Option<Box<Anchor>>,
+    },
+    /// The anchor was deleted, now or by an earlier try of the same operation.
+    Deleted {
+        /// Version of the deletion.
+        version: Version,
+    },
+    /// Shard time moved on.
+    Ticked,
+    /// Rows were erased.
+    Swept {
+        /// Anchors erased.
+        anchors: u32,
+        /// Dedup entries erased.
+        operations: u32,
+    },
+    /// Nothing changed.
+    Rejected(Rejection),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Rejection {
+    /// Routed by an epoch that is not the shard's, or to a shard that does not own the key.
+    StaleEpoch {
+        /// The shard as it is.
+        descriptor: Box<ShardDescriptor>,
+    },
+    /// No such anchor, or it has expired.
+    AnchorNotFound,
+    /// Another operation made an anchor with this id.
+    AnchorExists,
+    /// The anchor has changed since.
+    VersionMismatch {
+        /// Its version now.
+        current: Version,
+    },
+    /// The operation id was used for another write.
+    RequestIdReused,
+    /// Too many dedup entries are kept; retry later.
+    OperationsFull {
+        /// How many are kept.
+        operations: u64,
+    },
+    /// The new pose is farther from the home cell than an anchor may drift.
+    DriftTooFar {
+        /// Distance from the home cell in meters.
+        distance_m: f64,
+    },
+    /// The new pose lies in another space.
+    SpaceChanged,
+    /// The expiry lies in the past.
+    AlreadyExpired,
+}

@@ -1,0 +1,18 @@
+//! What a node keeps on disk, behind two seams.
+//!
+//! [`LogStore`] is the shared Raft log of all groups of a node: the only place whose fsync an
+//! acknowledgement waits for. [`StateStore`] holds the applied state: atomic batches, made durable
+//! by checkpoints, never trusted as the only durable copy. [`snapshot`] files are checksummed
+//! copies of one group's state at an applied index.
+//!
+//! Not here: what the bytes mean (`model`), when to purge or snapshot (`consensus`).
+
+pub mod log_store;
+pub mod snapshot;
+pub mod state_store;
+
+pub use log_store::{
+    Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,
+    LogWrite, ReadError,
+};
+pub use state_store::{Batch, StateError, StateStats, StateStore};

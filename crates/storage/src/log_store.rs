@@ -1,0 +1,182 @@
+//! The seam of the shared Raft log.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// A Raft group as the log names it: a shard in one incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId {
+    /// The shard's id.
+    pub shard: u64,
+    /// The shard's incarnation.
+    pub incarnation: u32,
+}
+
+/// A place in one group's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition {
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Raft index of the entry. The first entry of a group has index 0.
+    pub index: u64,
+}
+
+/// One entry. The content is opaque here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Its place.
+    pub position: LogPosition,
+    /// What it says.
+    pub content: Bytes,
+}
+
+/// What Raft must never forget beside the entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardState {
+    /// The current term.
+    pub term: u64,
+    /// The replica voted for in that term.
+    pub voted_for: Option<u64>,
+    /// Whether a quorum granted that vote.
+    pub committed: bool,
+}
+
+/// One change of one group. Changes take effect in the order in which they are submitted.
+#[derive(Clone, Debug)]
+pub enum LogWrite {
+    /// Add entries with consecutive indexes, the first one directly after the group's last (or
+    /// anywhere in an empty group that was never purged). Overwriting needs `Truncate` first.
+    Append { group: GroupId, entries: Vec<LogEntry> },
+    /// Remove all entries at and above an index. Refused at or below the purge mark.
+    Truncate { group: GroupId, from: u64 },
+    /// Replace the hard state.
+    SaveHardState { group: GroupId, hard_state: HardState },
+    /// Remove all entries up to and including a position. The mark never goes back; a mark beyond
+    /// the last entry empties the group, and the next append must follow it.
+    Purge { group: GroupId, up_to: LogPosition },
+    /// Forget the group, hard state included. A forgotten group can be started again.
+    Drop { group: GroupId },
+}
+
+/// What a group's log holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupLog {
+    /// The saved hard state.
+    pub hard_state: Option<HardState>,
+    /// Everything up to and including this is purged.
+    pub purged: Option<LogPosition>,
+    /// The last entry; the purge mark if there are none.
+    pub last: Option<LogPosition>,
+}
+
+/// Called once, from the writer's thread: after the change is durable, or with the reason why it
+/// never will be. Must not block.
+pub type Completion = Box<dyn FnOnce(Result<(), LogError>) + Send>;
+
+/// Why a change was not stored.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// The change contradicts the group's log; nothing was written. Only a bug can cause this.
+    #[error("group {group:?}: {reason}")]
+    Refused {
+        /// The group that was addressed.
+        group: GroupId,
+        /// The rule that was broken.
+        reason: &'static str,
+    },
+    /// No room on the disk. Nothing was written; votes and purge marks still are.
+    #[error("no space left for the log; free some and the node goes on")]
+    NoSpace,
+    /// A write or an fsync failed before: the log takes nothing any more, the process must end.
+    #[error("the log failed earlier and takes no more writes")]
+    Poisoned {
+        /// The failure.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+}
+
+/// Why entries could not be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// At or below the purge mark.
+    #[error("index {index} is purged; the log starts after {purged:?}")]
+    Purged {
+        /// The asked index.
+        index: u64,
+        /// The mark.
+        purged: LogPosition,
+    },
+    /// Beyond the last entry, or of a group that does not exist.
+    #[error("index {index} is not in the log")]
+    Unknown {
+        /// The asked index.
+        index: u64,
+    },
+    /// What was read is not what was written.
+    #[error("entry {index} of group {group:?} is damaged in {place}")]
+    Corrupt {
+        /// The group.
+        group: GroupId,
+        /// The entry.
+        index: u64,
+        /// Segment and offset.
+        place: String,
+    },
+    /// The disk failed.
+    #[error("the log could not be read")]
+    Io(#[source] Arc<std::io::Error>),
+}
+
+/// Counters since the log was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    /// Entries appended.
+    pub entries: u64,
+    /// Batches written; each is one fsync.
+    pub fsyncs: u64,
+    /// Bytes written, framing and copying forward included.
+    pub bytes_written: u64,
+    /// Bytes of entries as given by the callers.
+    pub bytes_given: u64,
+    /// Sum of the fsyncs' durations in microseconds.
+    pub fsync_micros: u64,
+    /// Segment files on disk.
+    pub segments: u64,
+    /// Bytes of the segment files on disk.
+    pub disk_bytes: u64,
+}
+
+/// The shared log of all Raft groups of a node.
+///
+/// Contract: what `submit` accepted is readable by `read` and counted in `group` when it returns,
+/// before it is durable; the completion reports durability. Completions of one group are called in
+/// the order of their submission. Reads take no lock across IO and never fail for a live index.
+pub trait LogStore: Send + Sync + 'static {
+    /// Queues a change. A refused one completes with [`LogError::Refused`] and has no effect.
+    /// Does not block, apart from a bounded wait when too many bytes are queued.
+    fn submit(&self, write: LogWrite, done: Completion);
+
+    /// What a group's log holds; `None` if the group is unknown.
+    fn group(&self, group: GroupId) -> Option<GroupLog>;
+
+    /// All known groups, in order.
+    fn groups(&self) -> Vec<GroupId>;
+
+    /// The entries of `indexes` in order: at least the first, then as many as fit in `bytes_max`.
+    /// An empty range gives none.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the first one cannot be read.
+    fn read(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError>;
+
+    /// Counters since the log was opened.
+    fn stats(&self) -> LogStats;
+}
