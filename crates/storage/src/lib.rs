@@ -7,7 +7,10 @@
 //!
 //! Not here: what the bytes mean (`model`), when to purge or snapshot (`consensus`).
 
+mod durable;
 pub mod log_store;
+pub mod memory_state;
+pub mod sled_state;
 pub mod snapshot;
 pub mod state_store;
 
@@ -15,4 +18,6 @@ pub use log_store::{
     Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,
     LogWrite, ReadError,
 };
+pub use memory_state::MemoryState;
+pub use sled_state::{Opened, SledConfig, SledState};
 pub use state_store::{Batch, StateError, StateStats, StateStore};

@@ -1,4 +1,12 @@
 //! The seam of the applied state.
+//!
+//! A [`StateStore`] holds ordered rows and applies atomic [`Batch`]es. It decides nothing: which rows
+//! there are is `model`'s business, when to checkpoint is `consensus`'s. [`crate::SledState`] keeps
+//! the rows on disk, [`crate::MemoryState`] in memory for simulations; `conformance` holds both to
+//! the same contract.
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 
 use std::ops::{ControlFlow, Range};
 
@@ -24,6 +32,29 @@ pub enum StateError {
         /// What does not fit.
         reason: String,
     },
+    /// A row is longer than [`KEY_BYTES_MAX`] or [`VALUE_BYTES_MAX`]; nothing was written. Only a
+    /// bug can cause this.
+    #[error("a key of {key_bytes} bytes with a value of {value_bytes} is too long")]
+    TooLong {
+        /// Length of the key.
+        key_bytes: usize,
+        /// Length of the value.
+        value_bytes: usize,
+    },
+    /// Another process or another handle has the store open.
+    #[error("the state in {path} is in use")]
+    InUse {
+        /// The store's directory.
+        path: std::path::PathBuf,
+    },
+    /// Written by a version of this program that knows more. Nothing was touched.
+    #[error("the state has format {found}, this program knows {known}")]
+    UnknownFormat {
+        /// The format found on disk.
+        found: u32,
+        /// The newest format that can be read.
+        known: u32,
+    },
     /// The disk failed.
     #[error("the state's files could not be used")]
     Io(#[source] std::io::Error),
@@ -36,6 +67,33 @@ pub struct StateStats {
     pub disk_bytes: u64,
     /// Checkpoints made since it was opened.
     pub checkpoints: u64,
+}
+
+/// Rows that [`StateStore::clear`] removes at a time.
+const CLEAR_BATCH_ROWS_MAX: usize = 512;
+
+/// Longest key in bytes. Keys of this length still fit 256 times in one index page of sled without
+/// becoming a file of its own, which sled would never sync.
+pub const KEY_BYTES_MAX: usize = 256;
+
+/// Longest value in bytes. Far above any row there is; it keeps lengths in 32 bits.
+pub const VALUE_BYTES_MAX: usize = 64 << 20;
+
+impl Batch {
+    /// Checks the lengths of keys and values. Every store refuses the same batches.
+    ///
+    /// # Errors
+    /// [`StateError::TooLong`] for a key above [`KEY_BYTES_MAX`] or a value above
+    /// [`VALUE_BYTES_MAX`].
+    pub(crate) fn check_lengths(&self) -> Result<(), StateError> {
+        for (key, value) in &self.rows {
+            let value_bytes = value.as_ref().map_or(0, Vec::len);
+            if KEY_BYTES_MAX < key.len() || VALUE_BYTES_MAX < value_bytes {
+                return Err(StateError::TooLong { key_bytes: key.len(), value_bytes });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Ordered rows with atomic batches; one per node.
@@ -72,6 +130,37 @@ pub trait StateStore: Send + Sync + 'static {
     /// # Errors
     /// [`StateError`] if the disk failed; the process must then end.
     fn checkpoint(&self) -> Result<(), StateError>;
+
+    /// Removes all rows of a range in bounded batches and says how many there were.
+    ///
+    /// Not atomic: a reader may see a part of the range gone, a crash may leave a part of it. Mark
+    /// the range as garbage first and call it again after a crash. Rows written into the range
+    /// meanwhile may or may not survive.
+    ///
+    /// # Errors
+    /// [`StateError`] as for `scan` and `commit`.
+    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
+        let mut cleared: u64 = 0;
+        let mut start = range.start.to_vec();
+        loop {
+            let mut batch = Batch::default();
+            self.scan(&start..range.end, &mut |key, _| {
+                batch.rows.push((key.to_vec(), None));
+                if batch.rows.len() < CLEAR_BATCH_ROWS_MAX {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })?;
+            // The next batch starts behind this one, so that it does not wade through what the
+            // engine keeps of the removed rows.
+            let Some((last, _)) = batch.rows.last() else { return Ok(cleared) };
+            start.clone_from(last);
+            start.push(0);
+            cleared += batch.rows.len() as u64;
+            self.commit(batch)?;
+        }
+    }
 
     /// Sizes of the store.
     fn stats(&self) -> StateStats;

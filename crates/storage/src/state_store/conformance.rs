@@ -1,0 +1,4 @@
+//! x
+use super::StateStore;
+/// Runs.
+pub fn run(_open: impl Fn() -> Box<dyn StateStore>) {}
