@@ -10,6 +10,7 @@
 pub mod anchor;
 pub mod apply;
 pub mod catalog;
+mod cell;
 pub mod command;
 pub mod cover;
 pub mod digest;
@@ -18,11 +19,13 @@ pub mod row;
 pub mod shard;
 
 pub use anchor::{Accuracy, Anchor, AnchorPatch, LocalPosition, Pose, Space, Version};
-pub use apply::{Changes, Records, apply};
+pub use apply::{Changes, OperationRecord, Records, apply};
+pub use cell::SPACE_NUMBER_MAX;
 pub use command::{
     Command, Entry, OperationId, Outcome, Rejection, RequestId, Stamp, Timestamp, Write,
 };
-pub use id::{AccountNumber, AnchorId, HomeCell, Key, KeyRange};
+pub use id::{AccountNumber, AnchorId, AnchorIdError, HomeCell, Key, KeyRange};
 pub use shard::{
     ClassId, Epoch, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, ShardState,
+    apply_membership,
 };

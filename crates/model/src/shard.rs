@@ -1,5 +1,7 @@
 //! Shards: one Raft group over one key range, and what describes them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{KeyRange, Timestamp};
@@ -87,7 +89,180 @@ pub struct ShardState {
     pub operations: u64,
 }
 
+/// Bits of an id's counter.
+const COUNTER_BITS: u32 = 48;
+/// Largest counter of an id.
+pub const COUNTER_MAX: u64 = (1 << COUNTER_BITS) - 1;
+
+/// An id from its high 16 bits and its counter, which is cut to 48 bits: handed out one by one, a
+/// counter does not get there.
+fn id_from_parts(high: u16, counter: u64) -> u64 {
+    u64::from(high) << COUNTER_BITS | counter & COUNTER_MAX
+}
+
+fn high_part(id: u64) -> u16 {
+    (id >> COUNTER_BITS & 0xffff) as u16
+}
+
+/// `s12` in the first epoch or incarnation, `s12.3` in the third.
+fn write_id(f: &mut fmt::Formatter<'_>, letter: char, id: u64) -> fmt::Result {
+    match high_part(id) {
+        0 | 1 => write!(f, "{letter}{}", id & COUNTER_MAX),
+        high => write!(f, "{letter}{}.{high}", id & COUNTER_MAX),
+    }
+}
+
 impl ShardId {
     /// The shard that holds the cluster's own facts.
     pub const CATALOG: Self = Self(0);
+
+    /// The id with a counter, given out in a cluster epoch.
+    pub fn new(cluster_epoch: u16, counter: u64) -> Self {
+        Self(id_from_parts(cluster_epoch, counter))
+    }
+
+    /// The cluster epoch in which the id was given out.
+    pub fn cluster_epoch(self) -> u16 {
+        high_part(self.0)
+    }
+
+    /// Its number within that epoch.
+    pub fn counter(self) -> u64 {
+        self.0 & COUNTER_MAX
+    }
+}
+
+impl NodeId {
+    /// The id with a counter, given out in a cluster epoch.
+    pub fn new(cluster_epoch: u16, counter: u64) -> Self {
+        Self(id_from_parts(cluster_epoch, counter))
+    }
+
+    /// The cluster epoch in which the id was given out.
+    pub fn cluster_epoch(self) -> u16 {
+        high_part(self.0)
+    }
+
+    /// Its number within that epoch.
+    pub fn counter(self) -> u64 {
+        self.0 & COUNTER_MAX
+    }
+}
+
+impl ReplicaId {
+    /// The id with a counter, given out in an incarnation of the shard.
+    pub fn new(incarnation: u16, counter: u64) -> Self {
+        Self(id_from_parts(incarnation, counter))
+    }
+
+    /// The shard's incarnation in which the id was given out.
+    pub fn incarnation(self) -> u16 {
+        high_part(self.0)
+    }
+
+    /// Its number within that incarnation.
+    pub fn counter(self) -> u64 {
+        self.0 & COUNTER_MAX
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_id(f, 's', self.0)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_id(f, 'n', self.0)
+    }
+}
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_id(f, 'r', self.0)
+    }
+}
+
+impl fmt::Display for ClassId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}", self.0)
+    }
+}
+
+/// Incarnation, version and conf version: `1.4.2`.
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.incarnation, self.version, self.conf_version)
+    }
+}
+
+impl Epoch {
+    /// The epoch of a shard that was just founded.
+    pub const FIRST: Self = Self { incarnation: 1, version: 1, conf_version: 1 };
+
+    /// Whether a request routed by this epoch may act on a shard that is at `current`: the bounds
+    /// must be the same, the members need not be.
+    pub fn routes_to(self, current: Self) -> bool {
+        (self.incarnation, self.version) == (current.incarnation, current.version)
+    }
+}
+
+impl ShardDescriptor {
+    /// A shard as it is founded: every node gets a voter, in this order of replica ids.
+    pub fn found(shard_id: ShardId, range: KeyRange, class: ClassId, voters: &[NodeId]) -> Self {
+        let replicas = (1..).zip(voters).map(|(counter, node_id)| Replica {
+            replica_id: ReplicaId::new(1, counter),
+            node_id: *node_id,
+            role: ReplicaRole::Voter,
+        });
+        let replicas: Vec<Replica> = replicas.collect();
+        let next_replica = replicas.len() as u64 + 1;
+        Self { shard_id, range, class, replicas, next_replica, epoch: Epoch::FIRST }
+    }
+
+    /// The replica on a node.
+    pub fn replica_on(&self, node_id: NodeId) -> Option<Replica> {
+        self.replicas.iter().copied().find(|replica| replica.node_id == node_id)
+    }
+
+    /// The replica with an id.
+    pub fn replica(&self, replica_id: ReplicaId) -> Option<Replica> {
+        self.replicas.iter().copied().find(|replica| replica.replica_id == replica_id)
+    }
+
+    /// The replicas that vote, ordered by replica id.
+    pub fn voters(&self) -> impl Iterator<Item = Replica> {
+        self.replicas.iter().copied().filter(|replica| replica.role == ReplicaRole::Voter)
+    }
+}
+
+impl ShardState {
+    /// The state of a shard that holds nothing yet.
+    pub fn new(descriptor: ShardDescriptor) -> Self {
+        Self {
+            descriptor,
+            revision: 0,
+            shard_time: Timestamp(0),
+            anchors: 0,
+            bytes: 0,
+            operations: 0,
+        }
+    }
+}
+
+/// The state after a membership entry: `conf_version` rises iff the members changed, and no replica
+/// id that was ever used is given out again.
+pub fn apply_membership(state: &ShardState, mut replicas: Vec<Replica>) -> ShardState {
+    replicas.sort_by_key(|replica| replica.replica_id);
+    let mut next = state.clone();
+    if replicas == next.descriptor.replicas {
+        return next;
+    }
+    let highest = replicas.iter().map(|replica| replica.replica_id.counter()).max();
+    next.descriptor.next_replica =
+        next.descriptor.next_replica.max(highest.map_or(1, |counter| counter + 1));
+    next.descriptor.epoch.conf_version = next.descriptor.epoch.conf_version.saturating_add(1);
+    next.descriptor.replicas = replicas;
+    next
 }
