@@ -6,6 +6,8 @@
 //! the machine costs cache, not time. Positions are a city: clusters of 15 m, 8 floors, 10 km
 //! square; queries fall near a stored position; ids sort by place, as anchor ids do. Memory is the growth of the resident set.
 
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot go on says where")]
+
 use std::hint::black_box;
 
 use anchorhold_geometry::{Ecef, GeoPoint};
@@ -20,8 +22,11 @@ fn main() {
     let positions = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
     let mut random = Random(7);
     let points = city(&mut random, positions);
-    let queries: Vec<Ecef> =
-        (0..QUERIES).map(|_| nudge(&mut random, points[random.below(positions)].1, 5.0)).collect();
+    let near = |random: &mut Random| {
+        let (_, at) = points[random.below(positions)];
+        nudge(random, at, 5.0)
+    };
+    let queries: Vec<Ecef> = (0..QUERIES).map(|_| near(&mut random)).collect();
     println!("{positions} positions, {QUERIES} queries, CPU time of one thread");
 
     let resident_before = resident_bytes();
@@ -33,6 +38,15 @@ fn main() {
     );
     queries_over("one tree", index.current(), &queries);
     drop(index);
+
+    let flushes = 100;
+    let ((), flush_s) = timed(|| {
+        for chunk in points.chunks_exact(8_192).take(flushes) {
+            let index = PositionIndex::from_points(ForestConfig::default(), chunk.to_vec());
+            black_box(index.unwrap().len());
+        }
+    });
+    println!("build of 8,192           {:8.2} ms", flush_s * 1e3 / as_f64(flushes));
 
     let (mut index, insert_s) = timed(|| {
         let mut index = PositionIndex::new(ForestConfig::default());
@@ -81,7 +95,7 @@ fn queries_over(name: &str, snapshot: &PositionSnapshot<Item>, queries: &[Ecef])
         let (found, cpu_s) = timed(|| {
             let mut found = 0;
             for query in queries {
-                let mut passes = |item: Item| scatter(item) % modulus == 0;
+                let mut passes = |item: Item| scatter(item).is_multiple_of(modulus);
                 found += snapshot.nearest(*query, k, radius_m, &mut passes).unwrap().len();
             }
             black_box(found)

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use anchorhold_geometry::Ecef;
 use thiserror::Error;
 
-use merge::TreeShape;
+use merge::{MergeTicket, TreeShape};
 use snapshot::LiveTree;
 use tombstones::Tombstones;
 
@@ -75,7 +75,7 @@ pub enum PositionError {
 /// What a merge started from.
 #[derive(Debug)]
 struct RunningMerge {
-    id: u64,
+    ticket: MergeTicket,
     /// Tree id and tombstones at the start.
     sources: Vec<(u64, Arc<Tombstones>)>,
 }
@@ -121,13 +121,13 @@ impl<Item: Copy + Ord> PositionIndex<Item> {
     /// [`PositionError`] if the position is not finite or out of range; nothing changes then.
     pub fn upsert(&mut self, item: Item, position: Ecef) -> Result<(), PositionError> {
         let position = check_position(position)?;
-        if self.current.buffer.get(item).is_none() {
-            if let Some((tree, entry)) = self.find_in_trees(item) {
-                if self.current.trees[tree].tree.position(entry) == position {
-                    return Ok(());
-                }
-                self.bury(tree, entry);
+        if self.current.buffer.get(item).is_none()
+            && let Some((tree, entry)) = self.find_in_trees(item)
+        {
+            if self.current.trees[tree].tree.position(entry) == position {
+                return Ok(());
             }
+            self.bury(tree, entry);
         }
         Arc::make_mut(&mut self.current.buffer).insert(item, position);
         if self.config.buffer_max <= self.current.buffer.len() {
@@ -188,16 +188,16 @@ impl<Item: Copy + Ord> PositionIndex<Item> {
         }
         let sources = self.current.trees.iter();
         let sources = sources.filter(|live| chosen.contains(&live.id)).cloned().collect();
-        let job = MergeJob { id: self.take_id(), sources };
+        let job = MergeJob { ticket: MergeTicket::default(), sources };
         let started = job.sources.iter().map(|live| (live.id, Arc::clone(&live.dead))).collect();
-        self.running = Some(RunningMerge { id: job.id, sources: started });
+        self.running = Some(RunningMerge { ticket: job.ticket.clone(), sources: started });
         Some(job)
     }
 
     /// Puts a merged tree in the place of its sources. Items that moved or went since the merge
     /// started are dead in it. False, and nothing changes, if this is not the merge under way.
     pub fn install(&mut self, merged: MergedTree<Item>) -> bool {
-        let Some(running) = self.running.take_if(|running| running.id == merged.id) else {
+        let Some(running) = self.running.take_if(|running| running.ticket == merged.ticket) else {
             return false;
         };
         let mut dead = Tombstones::default();
@@ -208,7 +208,10 @@ impl<Item: Copy + Ord> PositionIndex<Item> {
             let source = self.current.trees.remove(at);
             let Some(tree) = &merged.tree else { continue };
             for entry in source.dead.since(dead_at_start) {
-                dead.insert(tree.find(source.tree.item(entry)).expect("it lived at the start"));
+                // It lived when the merge started, so the merged tree has it.
+                if let Some(entry) = tree.find(source.tree.item(entry)) {
+                    dead.insert(entry);
+                }
             }
         }
         if let Some(tree) = merged.tree {

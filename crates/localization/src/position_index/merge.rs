@@ -15,16 +15,26 @@ use super::tree::Tree;
 #[derive(Debug)]
 #[must_use = "run it and install the result, or abandon it: no other merge starts before"]
 pub struct MergeJob<Item> {
-    pub(super) id: u64,
+    pub(super) ticket: MergeTicket,
     pub(super) sources: Vec<LiveTree<Item>>,
 }
 
 /// The result of a [`MergeJob`], to be installed in the index that planned it.
 #[derive(Debug)]
 pub struct MergedTree<Item> {
-    pub(super) id: u64,
+    pub(super) ticket: MergeTicket,
     /// `None` if nothing was alive.
     pub(super) tree: Option<Arc<Tree<Item>>>,
+}
+
+/// Tells one merge from every other one, also from those of other indexes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MergeTicket(Arc<()>);
+
+impl PartialEq for MergeTicket {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl<Item: Copy + Ord> MergeJob<Item> {
@@ -38,7 +48,7 @@ impl<Item: Copy + Ord> MergeJob<Item> {
     /// # Panics
     /// If the sources hold 2^31 positions or more.
     pub fn run(self) -> MergedTree<Item> {
-        MergedTree { id: self.id, tree: merge(&self.sources, std::iter::empty()) }
+        MergedTree { ticket: self.ticket, tree: merge(&self.sources, std::iter::empty()) }
     }
 }
 

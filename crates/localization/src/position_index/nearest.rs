@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use anchorhold_geometry::Ecef;
 
 use super::Neighbor;
+use super::buffer::Buffer;
 use super::snapshot::{LiveTree, count};
 use super::tree::{Tree, narrow, widen};
 
@@ -51,9 +52,17 @@ impl<'a, Item: Copy + Ord> Search<'a, Item> {
         Self { query, k, radius_m, filter, best: BinaryHeap::new() }
     }
 
-    /// Offers one point that no tree holds.
-    pub(super) fn offer(&mut self, item: Item, position: [f64; 3]) {
-        self.consider(item, Ecef::new(self.query).distance_m(Ecef::new(position)));
+    /// Offers every position in the buffer that can be among the best.
+    pub(super) fn visit_buffer(&mut self, buffer: &Buffer<Item>) {
+        let query = Ecef::new(self.query);
+        // Nearly all are too far, and a square root for each would be most of the work.
+        let mut limit_m2 = self.limit_squared_m2(f64::INFINITY);
+        for (item, position) in buffer.iter() {
+            let squared_m2 = query.distance_squared_m2(Ecef::new(position));
+            if squared_m2 <= limit_m2 && self.consider(item, squared_m2.sqrt()) == Offer::Taken {
+                limit_m2 = self.limit_squared_m2(f64::INFINITY);
+            }
+        }
     }
 
     /// The answer, nearest first.
@@ -161,7 +170,8 @@ impl<'a, Item: Copy + Ord> Search<'a, Item> {
         }
     }
 
-    /// A finite squared radius that surely holds all that can still enter the answer.
+    /// A squared radius that surely holds all that can still enter the answer and is no farther
+    /// than `far_m2`, where the points to search end.
     fn limit_squared_m2(&self, far_m2: f64) -> f64 {
         let bound_m = self.bound_m();
         widen(bound_m * bound_m).min(widen(far_m2))

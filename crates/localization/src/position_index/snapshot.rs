@@ -130,9 +130,7 @@ impl<Item: Copy + Ord> PositionSnapshot<Item> {
         for live in &self.trees {
             search.visit_tree(live);
         }
-        for (item, position) in self.buffer.iter() {
-            search.offer(item, position);
-        }
+        search.visit_buffer(&self.buffer);
         Ok(search.into_neighbors())
     }
 

@@ -30,7 +30,7 @@ fn brute_force(
 /// Compares a snapshot with brute force, for several k, radii and filters around one point.
 fn check_query(snapshot: &PositionSnapshot<u16>, positions: &Positions, query: Ecef) {
     for (k, modulus) in [(1, 1), (3, 1), (10, 1), (10, 3), (5, 50), (1_000, 1), (1_000, 7)] {
-        let passes = |item: u16| item % modulus == 0;
+        let passes = |item: u16| item.is_multiple_of(modulus);
         for radius_m in [f64::INFINITY, 0.0, 3.5, 100.0, 5e5] {
             let expected = brute_force(positions, query, k, radius_m, passes);
             let mut asked = Vec::new();
@@ -210,6 +210,30 @@ proptest! {
 }
 
 #[test]
+fn a_city_of_ten_thousand_anchors_answers_like_brute_force() {
+    let center = GeoPoint::new(48.137, 11.575, 520.0).unwrap().to_ecef().xyz_m();
+    // Low-discrepancy sequences: even, fixed, no two points alike.
+    let share = |n: u16, step: f64| (f64::from(n) * step).fract();
+    let at = |n: u16, offset_m: f64| {
+        let block = f64::from(n % 97) * 60.0;
+        let [x, y] = [share(n, 0.618_033_988_7), share(n, 0.754_877_666_2)].map(|s| s * 30.0);
+        let floor = f64::from(n % 8) * 3.5;
+        Ecef::new([center[0] + block + x, center[1] + offset_m + y, center[2] + floor])
+    };
+    let mut positions: Positions = (0..10_000).map(|item| (item, at(item, 0.0))).collect();
+    let points = positions.iter().map(|(item, at)| (*item, *at)).collect();
+    let mut index = PositionIndex::from_points(ForestConfig::default(), points).unwrap();
+    for item in (0..10_000).step_by(7) {
+        positions.insert(item, at(item, 3.0));
+        index.upsert(item, at(item, 3.0)).unwrap();
+    }
+    assert!(1 < index.current().stats().trees && 0 < index.current().stats().buffered);
+    for item in (0..10_000).step_by(4_001) {
+        check_query(index.current(), &positions, at(item, 1.0));
+    }
+}
+
+#[test]
 fn updates_during_a_merge_survive_its_installation() {
     let at = |n: u16| Ecef::new([f64::from(n % 20), f64::from(n / 20), 0.0]);
     let mut positions: Positions = (0..200).map(|item| (item, at(item))).collect();
@@ -253,6 +277,21 @@ fn a_late_result_of_an_abandoned_merge_is_refused() {
 }
 
 #[test]
+fn a_result_from_another_index_is_refused() {
+    let [mut index, mut other] = [0.0, 1.0].map(|y| {
+        let mut index = PositionIndex::new(SMALL);
+        for item in 0..200u16 {
+            index.upsert(item, Ecef::new([f64::from(item), y, 0.0])).unwrap();
+        }
+        index
+    });
+    let (own, foreign) = (index.maintain().unwrap(), other.maintain().unwrap());
+    assert!(!index.install(foreign.run()));
+    assert!(index.install(own.run()));
+    assert_eq!(index.position(7), Some(Ecef::new([7.0, 0.0, 0.0])));
+}
+
+#[test]
 fn a_settled_forest_has_few_trees_and_few_dead_entries() {
     let mut index = PositionIndex::new(SMALL);
     for round in 0..4u16 {
@@ -283,7 +322,7 @@ fn a_hundred_thousand_items_on_one_coordinate_are_one_leaf() {
     let mut asked = 0;
     let mut even = |item: u32| {
         asked += 1;
-        item % 2 == 0
+        item.is_multiple_of(2)
     };
     let found = index.current().nearest(place, 3, None, &mut even).unwrap();
 

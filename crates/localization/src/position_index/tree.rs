@@ -131,9 +131,8 @@ impl<Item: Copy + Ord> Tree<Item> {
     /// bounding box, in square meters.
     pub(super) fn reach_squared_m2(&self, query: &[f64; 3]) -> (f64, f64) {
         let (mut near, mut far) = (0.0, 0.0);
-        for axis in 0..3 {
-            let below = self.min_m[axis] - query[axis];
-            let above = query[axis] - self.max_m[axis];
+        for ((min_m, max_m), query_m) in self.min_m.iter().zip(self.max_m).zip(query) {
+            let (below, above) = (min_m - query_m, query_m - max_m);
             let gap = below.max(above).max(0.0);
             let span = below.abs().max(above.abs());
             near += gap * gap;
