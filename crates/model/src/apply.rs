@@ -1,11 +1,38 @@
 //! Decides what committed commands change.
+//!
+//! Input is what a shard holds ([`Records`]) and one [`Entry`]; output is an [`Outcome`] for each
+//! command and the [`Changes`] of all. Commands see the changes of those before them in the entry.
+//!
+//! A keyed write goes through these checks, in this order: its epoch, its operation (a retry gets
+//! the outcome of its first try), room for one more dedup entry, then what the write itself asks
+//! for. A rejection is not kept: it changed nothing, so a retry is judged anew.
+//!
+//! Invariants: one operation has one effect while its dedup entry is kept; `revision` rises by one
+//! with each write that took effect, and with each sweep that erased an anchor; `anchors`, `bytes`
+//! and `operations` are those of the rows; an id is not given to another anchor while its row
+//! stands, expired or not.
+//!
+//! Not here: what is acceptable from a client (`server`), when to sweep (`consensus`).
+
+mod overlay;
+mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use self::overlay::Overlay;
 use crate::{Anchor, AnchorId, Entry, OperationId, Outcome, ShardState, Timestamp};
+
+/// How long a dedup entry is kept, in milliseconds of shard time. Clients stop retrying before.
+pub const OPERATION_KEEP_MS: u64 = 15 * 60 * 1000;
+/// How long an expired anchor's row is kept, in milliseconds of shard time, so that a clock that
+/// jumped cannot destroy anything at once.
+pub const EXPIRED_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
+/// Dedup entries kept by one shard, at most: beyond it writes are refused. Enough for 4,400 writes
+/// per second without end, and for more in bursts.
+pub const OPERATIONS_MAX: u64 = 4_000_000;
 
 /// What a shard holds, read-only.
 pub trait Records {
@@ -63,7 +90,31 @@ pub struct Changes {
 /// # Errors
 /// Only if `records` cannot be read.
 pub fn apply<R: Records>(records: &R, entry: &Entry) -> Result<(Vec<Outcome>, Changes), R::Error> {
-    let _ = entry;
-    let shard = records.shard().clone();
-    Ok((Vec::new(), Changes { anchors: BTreeMap::new(), operations: BTreeMap::new(), shard }))
+    apply_bounded(records, entry, OPERATIONS_MAX)
 }
+
+/// Whether a sweep may erase an anchor's row: it expired a grace ago.
+pub fn is_anchor_due(anchor: &Anchor, shard_time: Timestamp) -> bool {
+    let is_past = |time: Timestamp| time.0.saturating_add(EXPIRED_KEEP_MS) <= shard_time.0;
+    anchor.expire_time.is_some_and(is_past)
+}
+
+/// Whether a sweep may erase a dedup entry: no retry comes any more.
+pub fn is_operation_due(record: &OperationRecord, shard_time: Timestamp) -> bool {
+    record.time.0.saturating_add(OPERATION_KEEP_MS) <= shard_time.0
+}
+
+fn apply_bounded<R: Records>(
+    records: &R,
+    entry: &Entry,
+    operations_max: u64,
+) -> Result<(Vec<Outcome>, Changes), R::Error> {
+    let mut overlay = Overlay::new(records, operations_max);
+    overlay.advance_time(entry.stamp.time);
+    let outcomes: Result<Vec<Outcome>, R::Error> =
+        entry.commands.iter().map(|command| overlay.run(command)).collect();
+    Ok((outcomes?, overlay.changes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+use std::sync::Arc;
+
+use super::overlay::Overlay;
+use super::{OperationRecord, Records, is_anchor_due, is_operation_due};
+use crate::cover::DRIFT_M_MAX;
+use crate::{
+    Anchor, AnchorId, AnchorPatch, Command, OperationId, Outcome, Pose, Rejection, Timestamp,
+    Version, Write, digest,
+};
+
+/// What a write does unless the store fails: it takes effect, or it is rejected.
+type Effect = Result<Outcome, Rejection>;
+
+impl<R: Records> Overlay<'_, R> {
+    /// Runs one command.
+    pub(super) fn run(&mut self, command: &Command) -> Result<Outcome, R::Error> {
+        match &command.write {
+            Write::Create(anchor) => self.run_keyed(command, anchor.id),
+            Write::Update { id, .. } | Write::Delete { id, .. } => self.run_keyed(command, *id),
+            // Time has moved on already, whoever asked for it.
+            Write::Tick => Ok(Outcome::Ticked),
+            Write::Sweep { anchors, operations } => self.sweep(anchors, operations),
+        }
+    }
+
+    /// Runs a write to one anchor, once.
+    fn run_keyed(&mut self, command: &Command, id: AnchorId) -> Result<Outcome, R::Error> {
+        let descriptor = &self.shard().descriptor;
+        if !command.epoch.routes_to(descriptor.epoch) || !descriptor.range.contains_id(id) {
+            let descriptor = Box::new(descriptor.clone());
+            return Ok(Outcome::Rejected(Rejection::StaleEpoch { descriptor }));
+        }
+        let write_digest = write_digest(&command.write);
+        if let Some(record) = self.operation(id, command.operation)? {
+            return self.repeat(id, &record, write_digest);
+        }
+        let operations = self.shard().operations;
+        if self.operations_max <= operations {
+            return Ok(Outcome::Rejected(Rejection::OperationsFull { operations }));
+        }
+        let effect = match &command.write {
+            Write::Create(anchor) => self.create(anchor)?,
+            Write::Update { id, patch, if_version } => self.update(*id, patch, *if_version)?,
+            Write::Delete { id, if_version } => self.delete(*id, *if_version)?,
+            Write::Tick | Write::Sweep { .. } => Ok(Outcome::Ticked),
+        };
+        match effect {
+            Ok(outcome) => {
+                let time = self.shard().shard_time;
+                let kept =
+                    OperationRecord { time, write_digest, outcome: without_anchor(&outcome) };
+                self.put_operation(id, command.operation, kept);
+                Ok(outcome)
+            }
+            Err(rejection) => Ok(Outcome::Rejected(rejection)),
+        }
+    }
+
+    /// Answers an operation that has taken effect before.
+    fn repeat(
+        &self,
+        id: AnchorId,
+        record: &OperationRecord,
+        write_digest: u64,
+    ) -> Result<Outcome, R::Error> {
+        if record.write_digest != write_digest {
+            return Ok(Outcome::Rejected(Rejection::RequestIdReused));
+        }
+        Ok(match &record.outcome {
+            Outcome::Written { version, time, anchor: _ } => {
+                let anchor = self.visible_anchor(id)?.map(|anchor| Box::new((*anchor).clone()));
+                Outcome::Written { version: *version, time: *time, anchor }
+            }
+            outcome @ (Outcome::Deleted { .. }
+            | Outcome::Ticked
+            | Outcome::Swept { .. }
+            | Outcome::Rejected(_)) => outcome.clone(),
+        })
+    }
+
+    fn create(&mut self, anchor: &Anchor) -> Result<Effect, R::Error> {
+        let time = self.shard().shard_time;
+        // An expired row counts as well: versions of one id must never go back.
+        if self.anchor(anchor.id)?.is_some() {
+            return Ok(Err(Rejection::AnchorExists));
+        }
+        if let Err(rejection) = check_home(anchor.id, &anchor.pose)
+            .and_then(|()| check_expiry(anchor.expire_time, time))
+        {
+            return Ok(Err(rejection));
+        }
+        let version = self.next_version();
+        let anchor = Anchor { create_time: time, update_time: time, version, ..anchor.clone() };
+        Ok(Ok(self.write(None, anchor)))
+    }
+
+    fn update(
+        &mut self,
+        id: AnchorId,
+        patch: &AnchorPatch,
+        if_version: Option<Version>,
+    ) -> Result<Effect, R::Error> {
+        let Some(old) = self.visible_anchor(id)? else {
+            return Ok(Err(Rejection::AnchorNotFound));
+        };
+        if let Err(rejection) = check_version(&old, if_version)
+            .and_then(|()| patch.pose.as_ref().map_or(Ok(()), |pose| check_home(id, pose)))
+            .and_then(|()| check_expiry(patch.expire_time.flatten(), self.shard().shard_time))
+        {
+            return Ok(Err(rejection));
+        }
+        let version = self.next_version();
+        let mut anchor = patched(&old, patch);
+        anchor.update_time = self.shard().shard_time;
+        anchor.version = version;
+        Ok(Ok(self.write(Some(&old), anchor)))
+    }
+
+    fn write(&mut self, old: Option<&Anchor>, anchor: Anchor) -> Outcome {
+        let (version, time) = (anchor.version, anchor.update_time);
+        let written = Some(Box::new(anchor.clone()));
+        self.replace_anchor(anchor.id, old, Some(Arc::new(anchor)));
+        Outcome::Written { version, time, anchor: written }
+    }
+
+    fn delete(&mut self, id: AnchorId, if_version: Option<Version>) -> Result<Effect, R::Error> {
+        let Some(old) = self.visible_anchor(id)? else {
+            return Ok(Err(Rejection::AnchorNotFound));
+        };
+        if let Err(rejection) = check_version(&old, if_version) {
+            return Ok(Err(rejection));
+        }
+        let version = self.next_version();
+        self.replace_anchor(id, Some(&old), None);
+        Ok(Ok(Outcome::Deleted { version }))
+    }
+
+    /// Erases what is due. No epoch is checked: what is not this shard's is left alone.
+    fn sweep(
+        &mut self,
+        ids: &[AnchorId],
+        operation_ids: &[(AnchorId, OperationId)],
+    ) -> Result<Outcome, R::Error> {
+        let (range, time) = (self.shard().descriptor.range, self.shard().shard_time);
+        let (mut anchors, mut operations) = (0_u32, 0_u32);
+        for id in ids.iter().copied().filter(|id| range.contains_id(*id)) {
+            if let Some(old) = self.anchor(id)?.filter(|old| is_anchor_due(old, time)) {
+                self.replace_anchor(id, Some(&old), None);
+                anchors = anchors.saturating_add(1);
+            }
+        }
+        for (id, operation) in operation_ids.iter().filter(|(id, _)| range.contains_id(*id)) {
+            let record = self.operation(*id, *operation)?;
+            if let Some(record) = record.filter(|record| is_operation_due(record, time)) {
+                self.remove_operation(*id, *operation, &record);
+                operations = operations.saturating_add(1);
+            }
+        }
+        if 0 < anchors {
+            self.next_version();
+        }
+        Ok(Outcome::Swept { anchors, operations })
+    }
+}
+
+/// Digest of what the client asked for: without what `apply` sets, which a retry over another node
+/// may carry differently.
+fn write_digest(write: &Write) -> u64 {
+    let Write::Create(anchor) = write else {
+        return digest::content_digest(write);
+    };
+    let unset = Timestamp(0);
+    let is_plain = (anchor.create_time, anchor.update_time, anchor.version)
+        == (unset, unset, Version::default());
+    if is_plain {
+        return digest::content_digest(write);
+    }
+    let mut anchor = anchor.clone();
+    (anchor.create_time, anchor.update_time, anchor.version) = (unset, unset, Version::default());
+    digest::content_digest(&Write::Create(anchor))
+}
+
+fn without_anchor(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Outcome::Written { version, time, anchor: _ } => {
+            Outcome::Written { version: *version, time: *time, anchor: None }
+        }
+        Outcome::Deleted { .. }
+        | Outcome::Ticked
+        | Outcome::Swept { .. }
+        | Outcome::Rejected(_) => outcome.clone(),
+    }
+}
+
+fn check_version(anchor: &Anchor, if_version: Option<Version>) -> Result<(), Rejection> {
+    match if_version {
+        Some(version) if version != anchor.version => {
+            Err(Rejection::VersionMismatch { current: anchor.version })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A pose must stay near the home that the id tells: coverings rely on it.
+fn check_home(id: AnchorId, pose: &Pose) -> Result<(), Rejection> {
+    let distance_m = id.home_distance_m(pose).ok_or(Rejection::SpaceChanged)?;
+    if distance_m <= DRIFT_M_MAX { Ok(()) } else { Err(Rejection::DriftTooFar { distance_m }) }
+}
+
+fn check_expiry(expire_time: Option<Timestamp>, shard_time: Timestamp) -> Result<(), Rejection> {
+    match expire_time {
+        Some(expire_time) if expire_time <= shard_time => Err(Rejection::AlreadyExpired),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn patched(old: &Anchor, patch: &AnchorPatch) -> Anchor {
+    Anchor {
+        pose: patch.pose.unwrap_or(old.pose),
+        accuracy: patch.accuracy.unwrap_or(old.accuracy),
+        properties: patch.properties.as_ref().unwrap_or(&old.properties).clone(),
+        tags: patch.tags.as_ref().unwrap_or(&old.tags).clone(),
+        expire_time: patch.expire_time.unwrap_or(old.expire_time),
+        quality: patch.quality.unwrap_or(old.quality),
+        ..old.clone()
+    }
+}
