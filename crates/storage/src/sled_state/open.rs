@@ -241,24 +241,31 @@ fn is_lock_held(error: &sled::Error) -> bool {
 
 /// Tells a damaged state from a fault of its surroundings, which discarding would not heal.
 fn refusal(error: sled::Error) -> Refusal {
-    if let sled::Error::Io(error) = error {
-        let surroundings = matches!(
-            error.kind(),
-            ErrorKind::PermissionDenied
-                | ErrorKind::StorageFull
-                | ErrorKind::QuotaExceeded
-                | ErrorKind::ReadOnlyFilesystem
-                | ErrorKind::OutOfMemory
-        ) || [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE]
-            .iter()
-            .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
-        return if surroundings {
+    match error {
+        sled::Error::Io(error) if is_of_surroundings(&error) => {
             Refusal::Stop(StateError::Io(error))
-        } else {
-            Refusal::Discard(format!("the engine could not read it: {error}"))
-        };
+        }
+        error => Refusal::Discard(format!("the engine did not open it: {error}")),
     }
-    Refusal::Discard(format!("the engine did not open it: {error}"))
+}
+
+/// Faults that say nothing about the state.
+fn is_of_surroundings(error: &io::Error) -> bool {
+    let too_many_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    let errno = error.raw_os_error();
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied
+            | ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::OutOfMemory
+    ) || too_many_files.iter().any(|known| errno == Some(known.raw_os_error()))
+}
+
+#[cfg(test)]
+pub(super) fn is_kept(error: sled::Error) -> bool {
+    matches!(refusal(error), Refusal::Stop(_))
 }
 
 /// Moves the state aside in one step, then deletes it.
