@@ -140,7 +140,7 @@ fn run(index: &mut PositionIndex<u16>, positions: &mut Positions, steps: &[Step]
 /// A fixed seed, so that a failure comes back; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` override.
 fn config() -> ProptestConfig {
     let fixed = ProptestConfig {
-        cases: 200,
+        cases: 128,
         rng_seed: RngSeed::Fixed(0xA2C4),
         failure_persistence: None,
         ..ProptestConfig::default()
