@@ -1,0 +1,17 @@
+//! Black-box tests: real processes, the public API, nothing of the inside.
+//!
+//! Tests that break nothing share one cluster and have an account each. The tests of `faults` and
+//! `returning` kill nodes of clusters of their own, one after the other.
+
+mod access;
+mod bad_input;
+mod docs;
+mod expiry;
+
+mod fuzz;
+mod life;
+mod locate;
+mod methods;
+mod oracle;
+mod pages;
+mod reads;
