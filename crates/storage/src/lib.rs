@@ -8,12 +8,15 @@
 //! Not here: what the bytes mean (`model`), when to purge or snapshot (`consensus`).
 
 mod durable;
+pub mod fs;
+pub mod log;
 pub mod log_store;
 pub mod memory_state;
 pub mod sled_state;
 pub mod snapshot;
 pub mod state_store;
 
+pub use log::{LogConfig, MemoryLog, OpenError, SegmentedLog};
 pub use log_store::{
     Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,
     LogWrite, ReadError,

@@ -1,0 +1,416 @@
+//! The shared Raft log of all groups of a node, in segment files.
+//!
+//! One writer thread takes everything that waits, from all groups, writes it as one frame, makes
+//! it durable with one fsync, and then calls all completions. Readers never wait for it: what is
+//! submitted is readable at once.
+//!
+//! # On disk
+//!
+//! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32) and
+//! segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
+//! little endian; *v* is a LEB128 number; checksums are CRC32C.
+//!
+//! A **segment** is created whole: zero-filled, preallocated, header written, file and directory
+//! synced, all before the segment in front of it is full.
+//!
+//! | bytes | segment header |
+//! |---|---|
+//! | 0–7 | magic `AHLOGSEG` |
+//! | 8–11, 12–15 | format version (1), zero |
+//! | 16–23 | log id: random, one per log |
+//! | 24–31 | segment number |
+//! | 32–39 | length of the file in bytes |
+//! | 40–59 | zero |
+//! | 60–63 | checksum of bytes 0–59 |
+//!
+//! **Frames** follow, from byte 64 on, each a multiple of 8 bytes long. A frame is one batch.
+//!
+//! | bytes | frame |
+//! |---|---|
+//! | 0–3 | checksum of log id, segment number, frame offset (u64 each) and bytes 4 to the end |
+//! | 4–7 | magic `AHfr` |
+//! | 8–11 | length of the payload |
+//! | 12–19 | batch number: one more than the frame before, across segments |
+//! | 20–23 | checksum of the frame before, across segments |
+//! | 24– | payload: records, then zeros up to a multiple of 8 |
+//!
+//! | kind | record | fields after the kind byte |
+//! |---|---|---|
+//! | 1 | append | group, first index v, count v, then per entry: term v, length v, checksum u32 over group, term, index and content, content |
+//! | 2 | truncate | group, from v, whether anything is left (0, 1), its last position |
+//! | 3 | hard state | group, flags (1 voted, 2 committed), term v, vote v if voted |
+//! | 4 | purge | group, position |
+//! | 5 | drop | group |
+//! | 6 | copy | as append: entries that stay where they are in the group, found here from now on |
+//! | 7 | opening | oldest segment v, count v, then per group: group, flags (1 hard state, 2 purge mark, 4 entries), hard state, position, first index v and last position |
+//! | 8 | seal | number of the successor v |
+//! | 9 | oldest | number of the oldest segment v |
+//! | 10 | marker | none: proves that the frame before it was complete |
+//!
+//! A group is shard v, incarnation v; a position is term v, index v. The first frame of a segment
+//! starts with an opening, which repeats what every group has (so only entries keep old segments
+//! alive), and the last one of a sealed segment is a seal. A segment that is prepared but has no
+//! opening yet may stand behind the newest one.
+//!
+//! # Invariants
+//!
+//! * Recovery reads and verifies every byte that counts. It forgives a bad frame at the end of the
+//!   newest segment with nothing valid behind it, and nothing else ([`OpenError`]).
+//! * What was accepted always has room ([`queue`]); a full disk refuses appends, while votes and
+//!   purge marks have a reserve.
+//! * A failed write or fsync is final.
+//!
+//! Not here: when to purge or truncate (`consensus`), what the entries mean.
+
+mod frame;
+mod group;
+mod index;
+mod memory;
+mod queue;
+mod read;
+mod recovery;
+mod segment;
+mod tidy;
+mod writer;
+mod written;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{JoinHandle, ThreadId};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+pub use self::memory::MemoryLog;
+use self::group::GroupState;
+use self::index::{Index, Slot};
+use self::queue::{Room, Shared, State};
+use self::recovery::Recovered;
+use self::segment::{LOCK_NAME, Segment, number_of};
+use self::writer::{Current, Prepared, Writer};
+use self::written::{Home, Uses, Written};
+use crate::fs::{FileLock, FileSystem};
+use crate::log_store::{
+    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, ReadError,
+};
+
+/// Sizes of a log. Small ones make tests quick; the defaults suit a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Bytes of a segment file. A change that needs more gets a longer one. At least 4 KiB.
+    pub segment_bytes: u64,
+    /// Bytes of changes in one batch, at most, unless a single change is larger.
+    pub batch_bytes_max: u64,
+    /// Bytes of changes that may wait for the writer before `submit` waits too.
+    pub queued_bytes_max: u64,
+    /// Bytes of recent entries that are kept in memory.
+    pub recent_bytes_max: usize,
+    /// Above this many bytes on disk, live entries of the oldest segment are copied forward.
+    pub disk_bytes_target: u64,
+    /// No segment is added beyond this many bytes on disk: appends are refused for want of space.
+    pub disk_bytes_max: u64,
+    /// Bytes of entries copied forward in one batch, at most, unless a single one is larger.
+    pub copy_bytes_max: u64,
+    /// After this long without work a marker proves the last batch complete.
+    pub idle_marker: Duration,
+}
+
+/// The one place where the log's numbers are written down.
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 16 << 20,
+            batch_bytes_max: 4 << 20,
+            queued_bytes_max: 32 << 20,
+            recent_bytes_max: 64 << 20,
+            disk_bytes_target: 1 << 30,
+            disk_bytes_max: 16 << 30,
+            copy_bytes_max: 256 << 10,
+            idle_marker: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Why a log does not open. Nothing was changed on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process, or another log in this one, has it open.
+    #[error("the log in {} is in use by another process", dir.display())]
+    Locked {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// The disk failed.
+    #[error("{} could not be used", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The failure.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Written by a program of another version.
+    #[error("segment {segment} has format version {found}, which this program does not know")]
+    Version {
+        /// The segment's number.
+        segment: u64,
+        /// Its version.
+        found: u32,
+    },
+    /// A segment of the chain is not there.
+    #[error("segment {segment} is missing; the log goes from segment {oldest} to {newest}")]
+    Missing {
+        /// The missing segment's number.
+        segment: u64,
+        /// The oldest segment that belongs to the log, as far as is known.
+        oldest: u64,
+        /// The newest one that is there.
+        newest: u64,
+    },
+    /// Something is not as it was written, and it is not what a crash leaves.
+    #[error("segment {segment} is damaged at offset {offset}: {reason} (groups {groups:?})")]
+    Damaged {
+        /// The segment's number.
+        segment: u64,
+        /// The offset of the frame, in bytes.
+        offset: u64,
+        /// The groups that are known to be affected; empty if that cannot be told.
+        groups: Vec<GroupId>,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// The file that names the log is missing or damaged, and there are segments.
+    #[error("the log's identity file is missing or damaged")]
+    Identity,
+}
+
+/// The shared log in segment files. Dropping it closes it.
+pub struct SegmentedLog {
+    shared: Arc<Shared>,
+    fs: Arc<dyn FileSystem>,
+    dir: PathBuf,
+    writer_id: ThreadId,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    lock: Mutex<Option<Box<dyn FileLock>>>,
+}
+
+impl SegmentedLog {
+    /// Opens the log in `dir`, or creates it. Reads and verifies all of it.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the log never opens with less than was acknowledged.
+    pub fn open(fs: Arc<dyn FileSystem>, dir: &Path, config: LogConfig) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Io { path: dir.to_owned(), source };
+        let config = within_limits(config);
+        fs.create_dir_all(dir).map_err(failed)?;
+        let lock = fs.lock(&dir.join(LOCK_NAME)).map_err(|source| match source.kind() {
+            std::io::ErrorKind::WouldBlock => OpenError::Locked { dir: dir.to_owned() },
+            _ => failed(source),
+        })?;
+        let names = fs.list(dir).map_err(failed)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+        numbers.sort_unstable();
+        let mut recovered = match tidy::existing(&*fs, dir, &names, &numbers)? {
+            Some(log_id) => recovery::recover(&*fs, dir, log_id, &numbers)?,
+            None => tidy::create(&*fs, dir, &names, config.segment_bytes)?,
+        };
+        let unopened = tidy::tidy(&*fs, dir, &mut recovered)?;
+        let prepared = unopened.map(|next| Prepared {
+            segment: Arc::new(Segment { number: next.number, file: next.file }),
+            length: next.length,
+        });
+        let mut writer = build(Arc::clone(&fs), dir, config, recovered, prepared)?;
+        writer.prepare_ahead().map_err(failed)?;
+        let shared = Arc::clone(&writer.shared);
+        let builder = std::thread::Builder::new().name("log-writer".to_owned());
+        let handle = builder.spawn(move || writer.run()).map_err(failed)?;
+        Ok(Self {
+            shared,
+            fs,
+            dir: dir.to_owned(),
+            writer_id: handle.thread().id(),
+            writer: Mutex::new(Some(handle)),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Writes what is queued, calls its completions, and ends the writer. Later changes are
+    /// refused; reads go on.
+    pub fn close(&self) {
+        self.shared.state.lock().closing = true;
+        self.shared.work.notify_all();
+        self.shared.room.notify_all();
+        if std::thread::current().id() == self.writer_id {
+            return; // Closed from a completion: the writer cannot wait for itself.
+        }
+        let writer = self.writer.lock().take();
+        if let Some(writer) = writer
+            && writer.join().is_err()
+        {
+            tracing::error!(dir = %self.dir.display(), "the log's writer panicked");
+        }
+        self.lock.lock().take();
+    }
+
+    /// Bytes of live entries per group, largest first: whom to ask for a snapshot and a purge when
+    /// the log is large.
+    #[must_use]
+    pub fn largest_groups(&self, count_max: usize) -> Vec<(GroupId, u64)> {
+        let state = self.shared.state.lock();
+        let bytes = |slots: &GroupState<Slot>| slots.slots.iter().map(|s| u64::from(s.length)).sum();
+        let groups = state.index.groups.iter();
+        let mut found: Vec<(GroupId, u64)> =
+            groups.map(|(group, slots)| (*group, bytes(slots))).collect();
+        drop(state);
+        found.sort_by_key(|(group, bytes)| (std::cmp::Reverse(*bytes), *group));
+        found.truncate(count_max);
+        found
+    }
+
+    /// Bytes that can still be allocated where the log lies.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn space(&self) -> std::io::Result<u64> {
+        self.fs.space(&self.dir)
+    }
+}
+
+impl Drop for SegmentedLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl LogStore for SegmentedLog {
+    fn submit(&self, write: LogWrite, done: Completion) {
+        let may_wait = std::thread::current().id() != self.writer_id;
+        self.shared.submit(write, done, may_wait);
+    }
+
+    fn group(&self, group: GroupId) -> Option<GroupLog> {
+        self.shared.state.lock().index.groups.get(&group).map(GroupState::summary)
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        self.shared.state.lock().index.groups.keys().copied().collect()
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        let pieces = self.shared.state.lock().index.pieces(group, &indexes, bytes_max)?;
+        read::read_pieces(group, pieces)
+    }
+
+    fn stats(&self) -> LogStats {
+        self.shared.state.lock().stats
+    }
+}
+
+/// Keeps sizes within what the format can say.
+fn within_limits(config: LogConfig) -> LogConfig {
+    let segment_bytes = config.segment_bytes.clamp(4 << 10, 1 << 30).next_multiple_of(4096);
+    LogConfig {
+        segment_bytes,
+        copy_bytes_max: config.copy_bytes_max.min(segment_bytes / 8),
+        batch_bytes_max: config.batch_bytes_max.min(segment_bytes),
+        ..config
+    }
+}
+
+fn build(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    config: LogConfig,
+    recovered: Recovered,
+    prepared: Option<Prepared>,
+) -> Result<Writer, OpenError> {
+    let mut uses = Uses::default();
+    let mut segments = BTreeMap::new();
+    for found in recovered.segments {
+        let segment = Arc::new(Segment { number: found.number, file: found.file });
+        uses.push(Arc::clone(&segment), found.length);
+        segments.insert(found.number, segment);
+    }
+    let (Some(oldest), Some(current)) = (uses.oldest(), uses.current()) else {
+        return Err(OpenError::Identity);
+    };
+    let oldest = oldest.segment.number;
+    let current = Current {
+        segment: Arc::clone(&current.segment),
+        length: current.length,
+        offset: recovered.tail.offset,
+        sealed: recovered.tail.sealed,
+    };
+    let mut seen = BTreeMap::new();
+    let mut written = BTreeMap::new();
+    for (group, state) in recovered.groups {
+        written.insert(group, writer::homes(&state, |slot| Home {
+            segment: slot.segment,
+            length: slot.length,
+        }));
+        let slots = state.slots.into_iter().map(|slot| {
+            uses.gain(Home { segment: slot.segment, length: slot.length });
+            Slot {
+                term: slot.term,
+                sequence: 0,
+                segment: segments.get(&slot.segment).cloned(),
+                offset: slot.offset,
+                length: slot.length,
+                content: None,
+            }
+        });
+        let slots = slots.collect();
+        let GroupState { hard_state, purged, last, first, .. } = state;
+        seen.insert(group, GroupState { hard_state, purged, last, first, slots });
+    }
+    let room = Room {
+        reserve: config.segment_bytes / 16,
+        groups: written.len() as u64,
+        ..Room::default()
+    };
+    let state = State {
+        index: Index::new(seen, config.recent_bytes_max),
+        queue: Vec::new(),
+        queued_bytes: 0,
+        sequence: 0,
+        room,
+        closing: false,
+        closed: false,
+        poisoned: None,
+        stats: LogStats::default(),
+    };
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        work: Condvar::new(),
+        room: Condvar::new(),
+        queued_bytes_max: config.queued_bytes_max,
+    });
+    Ok(Writer {
+        shared,
+        fs,
+        dir: dir.to_owned(),
+        config,
+        log_id: recovered.log_id,
+        written: Written { groups: written, uses },
+        current,
+        prepared,
+        batch: recovered.tail.batch,
+        checksum: recovered.tail.checksum,
+        oldest,
+        marked: false,
+        copying: writer::Cursor::default(),
+        frame: frame::FrameWriter::default(),
+        offsets: Vec::new(),
+        bytes_written: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! One segment file: its name, its header, and the identity file beside the segments.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::fs::File;
+
+pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
+pub(super) const FORMAT_VERSION: u32 = 1;
+const SEGMENT_MAGIC: [u8; 8] = *b"AHLOGSEG";
+const IDENTITY_MAGIC: [u8; 8] = *b"AHLOG-ID";
+const IDENTITY_BYTES: usize = 24;
+pub(super) const IDENTITY_NAME: &str = "identity";
+pub(super) const LOCK_NAME: &str = "lock";
+const SUFFIX: &str = ".segment";
+
+/// An open segment. The file lives until the last reference to it is gone, even if its name has
+/// been removed meanwhile.
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) file: Arc<dyn File>,
+}
+
+pub(super) fn path_of(dir: &Path, number: u64) -> PathBuf {
+    dir.join(name_of(number))
+}
+
+pub(super) fn name_of(number: u64) -> String {
+    format!("{number:016x}{SUFFIX}")
+}
+
+/// The number in a segment's name; `None` if the name is of something else.
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
+pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+    bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
+    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[16..24].copy_from_slice(&log_id.to_le_bytes());
+    bytes[24..32].copy_from_slice(&number.to_le_bytes());
+    bytes[32..40].copy_from_slice(&length.to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes[..60]);
+    bytes[60..].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeaderFault {
+    /// It was not written by this code, or is damaged.
+    Damaged(&'static str),
+    /// It is whole, of another format version.
+    Version(u32),
+}
+
+/// Checks the header of a segment's bytes.
+pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(), HeaderFault> {
+    let whole = bytes
+        .get(..SEGMENT_HEADER_BYTES as usize)
+        .ok_or(HeaderFault::Damaged("the segment's header is cut"))?;
+    if crc32c::crc32c(&whole[..60]).to_le_bytes() != whole[60..] || whole[..8] != SEGMENT_MAGIC {
+        return Err(HeaderFault::Damaged("the segment's header is damaged"));
+    }
+    let version = whole[8..12].try_into().map_or(0, u32::from_le_bytes);
+    if version != FORMAT_VERSION {
+        return Err(HeaderFault::Version(version));
+    }
+    let length = whole[32..40].try_into().map_or(0, u64::from_le_bytes);
+    if whole != header(log_id, number, length) {
+        return Err(HeaderFault::Damaged("the segment belongs to another log or place"));
+    }
+    // No crash shortens a file whose length was synced: something cut it.
+    if (bytes.len() as u64) < length {
+        return Err(HeaderFault::Damaged("the file is shorter than it was made"));
+    }
+    Ok(())
+}
+
+pub(super) fn identity(log_id: u64) -> [u8; IDENTITY_BYTES] {
+    let mut bytes = [0; IDENTITY_BYTES];
+    bytes[..8].copy_from_slice(&IDENTITY_MAGIC);
+    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[12..20].copy_from_slice(&log_id.to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes[..20]);
+    bytes[20..].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// The log id of an identity file; `None` if the file is not whole.
+pub(super) fn read_identity(file: &dyn File) -> io::Result<Option<u64>> {
+    if file.length()? != IDENTITY_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut bytes = [0; IDENTITY_BYTES];
+    file.read_at(&mut bytes, 0)?;
+    let log_id = bytes[12..20].try_into().map_or(0, u64::from_le_bytes);
+    Ok((bytes == identity(log_id)).then_some(log_id))
+}
+
+/// All bytes of a file.
+pub(super) fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}

@@ -1,0 +1,183 @@
+//! Makes a log's directory fit to be written to: creates a new log, or ends what a crash cut short.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::OpenError;
+use super::frame::{FramePlace, FrameWriter};
+use super::recovery::{FoundSegment, Recovered, Tail, Unopened};
+use super::segment::{
+    IDENTITY_NAME, SEGMENT_HEADER_BYTES, header, identity, path_of, read_identity, read_whole,
+};
+use crate::fs::{File, FileSystem};
+
+/// Number of a log's first segment.
+const FIRST: u64 = 1;
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// The log id of an existing log, or `None` if there is none (or one whose creation was cut).
+pub(super) fn existing(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    names: &[String],
+    numbers: &[u64],
+) -> Result<Option<u64>, OpenError> {
+    let path = dir.join(IDENTITY_NAME);
+    let failed = |source| OpenError::Io { path: path.clone(), source };
+    if names.iter().any(|name| name == IDENTITY_NAME) {
+        let file = fs.open(&path).map_err(failed)?;
+        if let Some(log_id) = read_identity(&*file).map_err(failed)? {
+            return Ok(Some(log_id));
+        }
+    }
+    match numbers {
+        [] if names.iter().any(|name| name == IDENTITY_NAME) => Err(OpenError::Identity),
+        [] => Ok(None),
+        [FIRST] => {
+            // Creation makes the first segment before the identity: one that holds nothing but its
+            // opening was never used.
+            let path = path_of(dir, FIRST);
+            let read = || read_whole(&*fs.open(&path)?);
+            let bytes = read().map_err(|source| OpenError::Io { path: path.clone(), source })?;
+            let used = bytes.get(fresh_opening(0).0.len()..).unwrap_or_default();
+            if used.iter().any(|byte| *byte != 0) {
+                return Err(OpenError::Identity);
+            }
+            Ok(None)
+        }
+        _ => Err(OpenError::Identity),
+    }
+}
+
+/// Header and opening of a new log's first segment, and the opening's checksum.
+fn fresh_opening(log_id: u64) -> (Vec<u8>, u32) {
+    let mut frame = FrameWriter::default();
+    frame.begin();
+    frame.opening(FIRST, 0);
+    let place = FramePlace { log_id, segment: FIRST, offset: SEGMENT_HEADER_BYTES };
+    let (bytes, checksum) = frame.finish(place, 1, 0);
+    let mut whole = vec![0; SEGMENT_HEADER_BYTES as usize];
+    whole.extend_from_slice(bytes);
+    (whole, checksum)
+}
+
+/// Creates a log and returns it as if it had been recovered.
+pub(super) fn create(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    names: &[String],
+    length: u64,
+) -> Result<Recovered, OpenError> {
+    let make = || -> io::Result<Recovered> {
+        for name in [IDENTITY_NAME.to_owned(), super::segment::name_of(FIRST)] {
+            if names.contains(&name) {
+                fs.remove(&dir.join(name))?;
+            }
+        }
+        let log_id = fs.unique_id()?;
+        let file = fs.create(&path_of(dir, FIRST), length)?;
+        let (mut bytes, checksum) = fresh_opening(log_id);
+        bytes[..SEGMENT_HEADER_BYTES as usize].copy_from_slice(&header(log_id, FIRST, length));
+        file.write_at(&bytes, 0)?;
+        file.sync_data()?;
+        fs.sync_dir(dir)?;
+        let mark = identity(log_id);
+        let identity_file = fs.create(&dir.join(IDENTITY_NAME), mark.len() as u64)?;
+        identity_file.write_at(&mark, 0)?;
+        identity_file.sync_data()?;
+        fs.sync_dir(dir)?;
+        let offset = bytes.len() as u64;
+        Ok(Recovered {
+            log_id,
+            groups: std::collections::BTreeMap::new(),
+            segments: vec![FoundSegment { number: FIRST, file, length }],
+            leftovers: vec![],
+            unopened: None,
+            tail: Tail {
+                batch: 1,
+                checksum,
+                frame: (SEGMENT_HEADER_BYTES, bytes[SEGMENT_HEADER_BYTES as usize..].to_vec()),
+                offset,
+                sealed: false,
+                garbage: None,
+            },
+        })
+    };
+    make().map_err(|source| OpenError::Io { path: dir.to_owned(), source })
+}
+
+/// Ends what a crash cut short, and makes durable what was read. Returns the prepared segment.
+pub(super) fn tidy(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    recovered: &mut Recovered,
+) -> Result<Option<Unopened>, OpenError> {
+    let unopened = recovered.unopened.take();
+    let work = || -> io::Result<Option<Unopened>> {
+        if let Some(newest) = recovered.segments.last() {
+            let tail = &recovered.tail;
+            // The last frame may be here by the grace of the page cache only, its fsync having
+            // failed: it is written again, so that this fsync counts.
+            newest.file.write_at(&tail.frame.1, tail.frame.0)?;
+            zero(&*newest.file, tail.garbage.clone())?;
+            newest.file.sync_data()?;
+        }
+        let kept = match unopened {
+            Some(next) if next.header_whole => {
+                zero(&*next.file, next.garbage.clone())?;
+                next.file.write_at(&header(recovered.log_id, next.number, next.length), 0)?;
+                next.file.sync_data()?;
+                Some(next)
+            }
+            Some(next) => {
+                fs.remove(&path_of(dir, next.number))?;
+                None
+            }
+            None => None,
+        };
+        for number in &recovered.leftovers {
+            fs.remove(&path_of(dir, *number))?;
+        }
+        fs.sync_dir(dir)?;
+        Ok(kept)
+    };
+    work().map_err(|source| OpenError::Io { path: dir.to_owned(), source })
+}
+
+fn zero(file: &dyn File, range: Option<std::ops::Range<usize>>) -> io::Result<()> {
+    let Some(range) = range else { return Ok(()) };
+    let mut at = range.start;
+    while at < range.end {
+        let step = ZEROS.len().min(range.end - at);
+        file.write_at(&ZEROS[..step], at as u64)?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// Creates and prepares a segment, so that a later switch to it needs no space.
+///
+/// # Errors
+/// Space, mostly. The name may be there afterwards; [`remove_failed`] sees to it.
+pub(super) fn prepare(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    log_id: u64,
+    number: u64,
+    length: u64,
+) -> io::Result<Arc<dyn File>> {
+    let file = fs.create(&path_of(dir, number), length)?;
+    file.write_at(&header(log_id, number, length), 0)?;
+    file.sync_data()?;
+    fs.sync_dir(dir)?;
+    Ok(file)
+}
+
+/// Removes a segment whose preparation failed.
+pub(super) fn remove_failed(fs: &dyn FileSystem, dir: &Path, number: u64) -> io::Result<()> {
+    match fs.remove(&path_of(dir, number)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
