@@ -1,1 +1,44 @@
-//! (header follows)
+//! Many Raft groups on one node.
+//!
+//! A [`Host`] runs one openraft instance per replica over one shared log, one state store and one
+//! [`peer link`](link) per pair of nodes. It proposes commands, applies what was committed with the
+//! pure `model::apply`, feeds the changes to derived indexes, and answers when a read is allowed.
+//! openraft's types never leave this crate.
+//!
+//! Invariants: an acknowledged write is durable in the shared logs of a majority of the shard's
+//! voters; an entry is applied only after this node's own log has fsynced it; the log is purged
+//! only below a verified snapshot file.
+//!
+//! Not here: what commands mean (`model`), where replicas should live (`placement`), gRPC for
+//! clients (`server`).
+
+pub mod config;
+pub mod error;
+pub mod host;
+pub mod link;
+pub mod read;
+pub mod replica;
+pub mod seams;
+
+mod catalog_calls;
+mod join;
+mod keys;
+mod log;
+mod machine;
+mod membership;
+mod network;
+mod proposer;
+mod reads;
+mod snapshot;
+mod stamp;
+mod types;
+mod upkeep;
+mod wire;
+
+pub use config::{ConsensusConfig, Identity};
+pub use error::{CallError, ProposeError, ReadError};
+pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
+pub use join::{JoinError, join};
+pub use read::{ReadLevel, ReadView};
+pub use replica::{LeaderHint, Replica, ReplicaStatus, Role};
+pub use seams::{Clock, Dial, Exit, Offload, Seams};

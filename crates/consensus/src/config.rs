@@ -1,0 +1,71 @@
+use anchorhold_model::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Who this node is, fixed when it first joined a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The cluster's random id.
+    pub cluster_id: u128,
+    /// Rises when a region is re-founded.
+    pub cluster_epoch: u16,
+    /// Given by the catalog.
+    pub node_id: NodeId,
+    /// The data directory's own random id.
+    pub instance: u128,
+}
+
+/// Timers and bounds of the consensus layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsensusConfig {
+    /// Heartbeat interval in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout in milliseconds.
+    pub election_timeout_ms_min: u64,
+    /// Longest election timeout in milliseconds; also the leader's lease.
+    pub election_timeout_ms_max: u64,
+    /// Commands carried by one entry, at most.
+    pub entry_commands_max: usize,
+    /// Bytes of commands carried by one entry, at most.
+    pub entry_bytes_max: usize,
+    /// Entries of one shard proposed and not yet applied, at most.
+    pub entries_in_flight_max: usize,
+    /// Bytes of one shard's commands waiting or in flight, at most.
+    pub shard_bytes_in_flight_max: usize,
+    /// Bytes of this node's commands waiting or in flight, at most.
+    pub node_bytes_in_flight_max: usize,
+    /// Messages queued to one peer, at most; beyond it the peer counts as unreachable.
+    pub link_messages_max: usize,
+    /// Entries after which a snapshot is taken.
+    pub snapshot_entries: u64,
+    /// Entries kept behind a snapshot for followers that lag a little.
+    pub snapshot_entries_kept: u64,
+    /// Snapshots built at once on this node.
+    pub snapshot_builds_max: usize,
+    /// Bytes per second of one snapshot transfer, at most.
+    pub snapshot_bytes_per_second_max: u64,
+    /// Milliseconds between two checkpoints of the state.
+    pub checkpoint_interval_ms: u64,
+}
+
+/// The one place where consensus numbers are written down.
+impl Default for ConsensusConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 150,
+            election_timeout_ms_min: 450,
+            election_timeout_ms_max: 750,
+            entry_commands_max: 4_096,
+            entry_bytes_max: 1 << 20,
+            entries_in_flight_max: 2,
+            shard_bytes_in_flight_max: 32 << 20,
+            node_bytes_in_flight_max: 256 << 20,
+            link_messages_max: 16_384,
+            snapshot_entries: 10_000,
+            snapshot_entries_kept: 2_000,
+            snapshot_builds_max: 1,
+            snapshot_bytes_per_second_max: 64 << 20,
+            checkpoint_interval_ms: 2_000,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Where a replica's rows lie in the node's one state tree.
+//!
+//! | key | row |
+//! |---|---|
+//! | `01 shard(8)  00` | header: applied position, membership, shard state |
+//! | `01 shard(8)  01` | set while a snapshot file is being loaded |
+//! | `01 shard(8)  02 …` | rows of the catalog (shard 0) |
+//! | `02 …` | records by id, as `model::row` encodes them |
+
+use anchorhold_model::{KeyRange, ShardId, row};
+
+const REPLICA: u8 = 1;
+const RECORD: u8 = 2;
+const HEADER: u8 = 0;
+const INSTALLING: u8 = 1;
+const CATALOG: u8 = 2;
+
+fn replica_key(shard: ShardId, kind: u8) -> Vec<u8> {
+    let mut key = Vec::with_capacity(10);
+    key.push(REPLICA);
+    key.extend_from_slice(&shard.0.to_be_bytes());
+    key.push(kind);
+    key
+}
+
+/// The replica's header row.
+pub(crate) fn header(shard: ShardId) -> Vec<u8> {
+    replica_key(shard, HEADER)
+}
+
+/// The mark of an unfinished load.
+pub(crate) fn installing(shard: ShardId) -> Vec<u8> {
+    replica_key(shard, INSTALLING)
+}
+
+/// What the group's own rows start with; the rest of the key goes into snapshots.
+pub(crate) fn content_prefix(shard: ShardId) -> Vec<u8> {
+    if shard == ShardId::CATALOG { replica_key(shard, CATALOG) } else { vec![RECORD] }
+}
+
+/// A record's key.
+pub(crate) fn record(key: &[u8]) -> Vec<u8> {
+    let mut full = Vec::with_capacity(1 + key.len());
+    full.push(RECORD);
+    full.extend_from_slice(key);
+    full
+}
+
+/// Where the rows of a key range lie, as a half-open range of full keys.
+pub(crate) fn records(range: KeyRange) -> (Vec<u8>, Vec<u8>) {
+    let (start, end) = row::key_range(range);
+    let end = end.map_or_else(|| vec![RECORD + 1], |end| record(&end));
+    (record(&start), end)
+}
+
+/// Where all of the catalog's rows lie.
+pub(crate) fn catalog_rows() -> (Vec<u8>, Vec<u8>) {
+    (replica_key(ShardId::CATALOG, CATALOG), replica_key(ShardId::CATALOG, CATALOG + 1))
+}

@@ -1,0 +1,207 @@
+//! One group's view of the shared log, as openraft wants it.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use anchorhold_storage::{GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite};
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use tokio::sync::{oneshot, watch};
+
+use crate::seams::Exit;
+use crate::types::{Entry, LogId, TypeConfig, Vote, log_id};
+use crate::wire;
+
+/// Bytes that one read for replication returns, at most (but at least one entry).
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// One group in the shared log.
+#[derive(Clone)]
+pub(crate) struct GroupLogStorage {
+    log: Arc<dyn LogStore>,
+    group: GroupId,
+    /// One past the last index that this node's disk holds. Apply waits for it.
+    durable_end: Arc<watch::Sender<u64>>,
+    exit: Arc<dyn Exit>,
+}
+
+impl GroupLogStorage {
+    pub(crate) fn new(log: Arc<dyn LogStore>, group: GroupId, exit: Arc<dyn Exit>) -> Self {
+        let last = log.group(group).and_then(|state| state.last);
+        let durable_end = Arc::new(watch::Sender::new(last.map_or(0, |last| last.index + 1)));
+        Self { log, group, durable_end, exit }
+    }
+
+    /// Follows the durable end of this group's log.
+    pub(crate) fn durable(&self) -> watch::Receiver<u64> {
+        self.durable_end.subscribe()
+    }
+
+    /// Submits a change and waits until it is durable.
+    async fn write(&self, write: LogWrite) -> Result<(), io::Error> {
+        let (done, waiting) = oneshot::channel();
+        self.log.submit(write, Box::new(move |result| drop(done.send(result))));
+        match waiting.await {
+            Ok(result) => result.map_err(|error| self.fail(&error)),
+            Err(_) => Err(io::Error::other("the log's writer has stopped")),
+        }
+    }
+
+    fn fail(&self, error: &LogError) -> io::Error {
+        fail(&self.exit, error)
+    }
+
+    fn read_all(&self, mut start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let mut entries = Vec::new();
+        while start < end {
+            let read = self.read_some(start, end)?;
+            let Some(last) = read.last() else { break };
+            start = last.log_id.index + 1;
+            entries.extend(read);
+        }
+        Ok(entries)
+    }
+
+    fn read_some(&self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let read = self.log.read(self.group, start..end, READ_BYTES_MAX);
+        read.map_err(io::Error::other)?.into_iter().map(into_entry).collect()
+    }
+}
+
+fn into_entry(entry: LogEntry) -> Result<Entry, io::Error> {
+    wire::entry_from_content(entry.position, entry.content).map_err(io::Error::other)
+}
+
+/// A log that has failed once is never written again: the process ends, and recovery decides what
+/// is on the disk.
+fn fail(exit: &Arc<dyn Exit>, error: &LogError) -> io::Error {
+    match error {
+        LogError::Poisoned { .. } | LogError::Refused { .. } => {
+            exit.exit(&format!("the shared log cannot be written: {error}"))
+        }
+        LogError::NoSpace => {}
+    }
+    io::Error::other(error.clone())
+}
+
+impl RaftLogReader<TypeConfig> for GroupLogStorage {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let last = self.log.group(self.group).and_then(|state| state.last);
+        let log_end = last.map_or(0, |last| last.index + 1);
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => log_end,
+        };
+        self.read_all(start, end.min(log_end))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        let hard_state = self.log.group(self.group).and_then(|state| state.hard_state);
+        Ok(hard_state.map(|state| {
+            let voted_for = state.voted_for.unwrap_or_default();
+            if state.committed {
+                Vote::new_committed(state.term, voted_for)
+            } else {
+                Vote::new(state.term, voted_for)
+            }
+        }))
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        self.read_some(start, end)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for GroupLogStorage {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = self.log.group(self.group).unwrap_or_default();
+        let to_log_id = |position: LogPosition| log_id(position.term, position.index);
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(to_log_id),
+            last_log_id: state.last.map(to_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let hard_state = HardState {
+            term: vote.leader_id.term,
+            voted_for: Some(vote.leader_id.voted_for),
+            committed: vote.committed,
+        };
+        self.write(LogWrite::SaveHardState { group: self.group, hard_state }).await
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<LogEntry> =
+            entries.into_iter().map(|entry| wire::log_entry(&entry)).collect();
+        let Some(last) = entries.last() else {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        };
+        let end = last.position.index + 1;
+        let (durable_end, exit) = (self.durable_end.clone(), self.exit.clone());
+        let write = LogWrite::Append { group: self.group, entries };
+        self.log.submit(
+            write,
+            Box::new(move |result| match result {
+                Ok(()) => {
+                    durable_end.send_replace(end);
+                    callback.io_completed(Ok(()));
+                }
+                Err(error) => callback.io_completed(Err(fail(&exit, &error))),
+            }),
+        );
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        self.write(LogWrite::Truncate { group: self.group, from }).await?;
+        // After the truncation completed, and so after every earlier append has: an older
+        // completion must not raise the end over entries that are still to be written.
+        let durable_end = *self.durable_end.borrow();
+        self.durable_end.send_replace(from.min(durable_end));
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        let end = log_id.index + 1;
+        let up_to = LogPosition { term: log_id.leader_id.term, index: log_id.index };
+        self.write(LogWrite::Purge { group: self.group, up_to }).await?;
+        self.durable_end.send_if_modified(|durable_end| {
+            let raise = *durable_end < end;
+            *durable_end = (*durable_end).max(end);
+            raise
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,337 @@
+//! What openraft sends, over the peer links.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anchorhold_model::NodeId;
+use anchorhold_proto::peer_v1::SnapshotChunk;
+use anchorhold_proto::peer_v1::peer_client::PeerClient;
+use anchorhold_storage::GroupId;
+use anchorhold_storage::snapshot::SnapshotFile;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
+};
+use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::link::{LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
+use crate::types::{
+    AppendRequest, AppendResult, PeerNode, Snapshot, TypeConfig, Vote, VoteRequest, VoteResponse,
+};
+use crate::wire::{
+    self, AppendAnswer, AppendMessage, MessageKind, SnapshotHead, TransferMessage, VoteAnswer,
+    VoteMessage,
+};
+
+/// Appends of one follower under way at once, at most.
+const PIPELINE_MAX: usize = 16;
+/// Bytes of a snapshot file in one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Shortest wait for an answer to an append: a follower's fsync may take longer than a heartbeat.
+const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// Longest transfer of one snapshot file.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+/// Makes one group's clients.
+pub(crate) struct Network {
+    pub(crate) group: GroupId,
+    pub(crate) peers: Arc<Peers>,
+    /// While it is not 0, a read round waits for heartbeats: none of this group is held back.
+    pub(crate) read_rounds: Arc<AtomicU64>,
+    pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) snapshot_bytes_per_second_max: u64,
+}
+
+/// One group's client to one replica.
+pub(crate) struct ReplicaClient {
+    group: GroupId,
+    target: u64,
+    node: NodeId,
+    peers: Arc<Peers>,
+    heartbeat: bool,
+    read_rounds: Arc<AtomicU64>,
+    sessions: Arc<AtomicU64>,
+    snapshot_bytes_per_second_max: u64,
+}
+
+impl Network {
+    fn client(&self, target: u64, node: &PeerNode, heartbeat: bool) -> ReplicaClient {
+        ReplicaClient {
+            group: self.group,
+            target,
+            node: NodeId(node.node_id),
+            peers: self.peers.clone(),
+            heartbeat,
+            read_rounds: self.read_rounds.clone(),
+            sessions: self.sessions.clone(),
+            snapshot_bytes_per_second_max: self.snapshot_bytes_per_second_max,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = ReplicaClient;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> ReplicaClient {
+        self.client(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> ReplicaClient {
+        self.client(target, node, true)
+    }
+}
+
+fn unreachable(reason: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(reason))
+}
+
+impl ReplicaClient {
+    fn peer(&self) -> Rpc<Arc<Peer>> {
+        self.peers.get(self.node).ok_or_else(|| unreachable("no address of the node is known"))
+    }
+
+    fn question(&self, kind: MessageKind, content: Bytes, may_wait: bool) -> Question {
+        Question { group: self.group, kind, content, may_wait }
+    }
+
+    async fn ask(&self, stream: &LinkStream, question: Question, timeout: Duration) -> Rpc<Bytes> {
+        let answer = stream.ask(question).map_err(unreachable)?;
+        content(answer.receive(timeout).await)
+    }
+
+    async fn ask_for_vote(
+        &self,
+        kind: MessageKind,
+        rpc: &VoteRequest,
+        option: &RPCOption,
+    ) -> Rpc<VoteResponse> {
+        let message = wire::encode(&VoteMessage::new(self.target, rpc));
+        let peer = self.peer()?;
+        let question = self.question(kind, message, false);
+        let answer = self.ask(&peer.control, question, option.hard_ttl()).await?;
+        let answer: VoteAnswer = wire::decode("a vote's answer", &answer).map_err(unreachable)?;
+        Ok(answer.into())
+    }
+
+    /// Sends one append; the returned future waits for its answer.
+    fn send(
+        &self,
+        peer: &Peer,
+        session: u64,
+        request: AppendRequest,
+        timeout: Duration,
+    ) -> Rpc<impl Future<Output = Rpc<AppendResult>> + Send + use<>> {
+        let message = AppendMessage { to: self.target, session, request };
+        let stream = if self.heartbeat { &peer.control } else { &peer.data };
+        let may_wait = self.heartbeat && self.read_rounds.load(Ordering::Relaxed) == 0;
+        let question = self.question(MessageKind::Append, message.encode(), may_wait);
+        let answer = stream.ask(question).map_err(unreachable)?;
+        Ok(async move {
+            let answer = content(answer.receive(timeout).await)?;
+            let answer: AppendAnswer =
+                wire::decode("an append's answer", &answer).map_err(unreachable)?;
+            Ok(answer.into())
+        })
+    }
+}
+
+fn content(answer: Result<(MessageKind, Bytes), String>) -> Rpc<Bytes> {
+    match answer {
+        Ok((MessageKind::Answer, content)) => Ok(content),
+        Ok((kind, content)) => {
+            Err(unreachable(format!("{kind:?}: {}", String::from_utf8_lossy(&content))))
+        }
+        Err(reason) => Err(unreachable(reason)),
+    }
+}
+
+impl NetBackoff<TypeConfig> for ReplicaClient {
+    fn backoff(&self) -> Option<Backoff> {
+        // The link itself backs off; a peer that is back must not be waited for any longer.
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for ReplicaClient {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> futures::future::BoxFuture<'s, Rpc<BoxStream<'s, Rpc<AppendResult>>>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        async move {
+            let peer = self.peer()?;
+            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+            let timeout = if self.heartbeat {
+                option.hard_ttl()
+            } else {
+                option.hard_ttl().max(APPEND_TIMEOUT_MIN)
+            };
+            let client: &'s ReplicaClient = self;
+            let sent =
+                input.map(move |request| match client.send(&peer, session, request, timeout) {
+                    Ok(answer) => answer.boxed(),
+                    Err(error) => futures::future::ready(Err(error)).boxed(),
+                });
+            // `buffered` keeps the order. The first error or refusal ends the stream: openraft
+            // then starts a new one from what it knows.
+            let answers = sent.buffered(PIPELINE_MAX);
+            let until_error = stream::unfold(Some(answers.boxed()), |state| async move {
+                let mut answers = state?;
+                let answer = answers.next().await?;
+                let go_on = matches!(answer, Ok(Ok(_)));
+                Some((answer, go_on.then_some(answers)))
+            });
+            Ok(until_error.boxed())
+        }
+        .boxed()
+    }
+}
+
+impl NetVote<TypeConfig> for ReplicaClient {
+    async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Rpc<VoteResponse> {
+        self.ask_for_vote(MessageKind::Vote, &rpc, &option).await
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Rpc<VoteResponse> {
+        self.ask_for_vote(MessageKind::PreVote, &rpc, &option).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for ReplicaClient {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let message = wire::encode(&TransferMessage {
+            to: self.target,
+            from_leader: req.from_leader().into(),
+            last: req.last_log_id().map(wire::to_wire_log_id),
+        });
+        let peer = self.peer()?;
+        let question = self.question(MessageKind::TransferLeader, message, false);
+        self.ask(&peer.control, question, option.hard_ttl()).await?;
+        Ok(Ok(()))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for ReplicaClient {
+    type SnapshotData = SnapshotFile;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let send = self.send_snapshot(vote, snapshot.snapshot);
+        tokio::select! {
+            sent = tokio::time::timeout(SNAPSHOT_TIMEOUT, send) => match sent {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(reason)) => Err(StreamingError::Unreachable(Unreachable::from_string(reason))),
+                Err(_) => Err(StreamingError::Unreachable(Unreachable::from_string("it took too long"))),
+            },
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+}
+
+impl ReplicaClient {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> Result<SnapshotResponse<TypeConfig>, String> {
+        let peer = self.peers.get(self.node).ok_or("no address of the node is known")?;
+        let channel = peer.bulk_channel(self.peers.dialer())?;
+        let mut client = PeerClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        tracing::info!(
+            shard = self.group.shard,
+            to = self.node.0,
+            bytes = file.bytes,
+            "sending a snapshot"
+        );
+        let (chunks, stream) = mpsc::channel(4);
+        let first = SnapshotChunk {
+            shard_id: self.group.shard,
+            incarnation: self.group.incarnation,
+            header: wire::encode(&SnapshotHead {
+                to: self.target,
+                vote: (&vote).into(),
+                digest: file.digest.0,
+                bytes: file.bytes,
+            }),
+            offset: 0,
+            data: Bytes::new(),
+            last: false,
+            hello: self.peers.hello(self.node).encode_to_vec().into(),
+        };
+        let feed = feed_file(file, first, chunks, self.snapshot_bytes_per_second_max);
+        let (fed, reply) = tokio::join!(feed, client.install_snapshot(ReceiverStream::new(stream)));
+        let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
+        fed?;
+        let vote: wire::WireVote =
+            wire::decode("a snapshot's answer", &reply.content).map_err(|e| e.to_string())?;
+        Ok(SnapshotResponse::new(vote.into()))
+    }
+}
+
+/// Reads a file into chunks, no faster than allowed. Ends without an error when the receiver has
+/// hung up: its answer says why.
+async fn feed_file(
+    file: SnapshotFile,
+    first: SnapshotChunk,
+    chunks: mpsc::Sender<SnapshotChunk>,
+    bytes_per_second_max: u64,
+) -> Result<(), String> {
+    use tokio::io::AsyncReadExt;
+    let (shard_id, incarnation) = (first.shard_id, first.incarnation);
+    let mut reader = tokio::fs::File::open(&file.path).await.map_err(|e| e.to_string())?;
+    if chunks.send(first).await.is_err() {
+        return Ok(());
+    }
+    let mut offset = 0;
+    loop {
+        let mut data = vec![0; CHUNK_BYTES];
+        let mut filled = 0;
+        while filled < CHUNK_BYTES {
+            match reader.read(&mut data[filled..]).await.map_err(|e| e.to_string())? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        data.truncate(filled);
+        let last = filled < CHUNK_BYTES;
+        let chunk = SnapshotChunk {
+            shard_id,
+            incarnation,
+            header: Bytes::new(),
+            offset,
+            data: data.into(),
+            last,
+            hello: Bytes::new(),
+        };
+        offset += filled as u64;
+        if chunks.send(chunk).await.is_err() || last {
+            return Ok(());
+        }
+        let pause = filled as u64 * 1_000_000 / bytes_per_second_max.max(1);
+        tokio::time::sleep(Duration::from_micros(pause)).await;
+    }
+}

@@ -1,0 +1,681 @@
+//! One replica: its Raft instance, its way into the log, and the views that reads are served from.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
+
+use anchorhold_model::catalog::{
+    CatalogCommand, CatalogEntry, CatalogOutcome, CatalogState, DEFAULT_CLASS,
+};
+use anchorhold_model::{
+    Anchor, AnchorId, Command, Key, KeyRange, NodeId, Outcome, Records, ReplicaId, ShardDescriptor,
+    ShardId, ShardState, Stamp, Timestamp, row,
+};
+use anchorhold_proto::peer_v1::SnapshotChunk;
+use anchorhold_storage::snapshot::SnapshotDigest;
+use anchorhold_storage::{GroupId, StateError};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::StreamExt;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+
+use crate::error::{ProposeError, ReadError};
+use crate::host::Listener;
+use crate::keys;
+use crate::link::{Peers, Question};
+use crate::log::GroupLogStorage;
+use crate::machine::{
+    Applied, Header, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
+};
+use crate::network::Network;
+use crate::proposer::{Proposer, hint, propose_error};
+use crate::read::{ReadLevel, ReadView};
+use crate::reads::{Confirmed, Freshness, ReadRounds, RoundFailure};
+use crate::snapshot::{self, SnapshotContent};
+use crate::stamp::Stamper;
+use crate::types::{Raft, Reply, Snapshot, TypeConfig};
+use crate::wire::{self, MessageKind, ReadIndexMessage, SnapshotHead, TransferMessage, WireVote};
+use crate::{ConsensusConfig, Seams};
+
+/// Wait between attempts to reach a leader within one read.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Who leads a shard, as far as known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderHint {
+    /// The leading replica.
+    pub replica_id: ReplicaId,
+    /// Its node.
+    pub node_id: NodeId,
+}
+
+/// A replica's role in its group right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Leads.
+    Leader,
+    /// Follows and votes.
+    Follower,
+    /// Tries to lead.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Has stopped.
+    Stopped,
+}
+
+/// What operators see of a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// The shard.
+    pub shard_id: ShardId,
+    /// The replica.
+    pub replica_id: ReplicaId,
+    /// Its role.
+    pub role: Role,
+    /// Raft term.
+    pub term: u64,
+    /// The leader, if known.
+    pub leader: Option<LeaderHint>,
+    /// Last index in the log.
+    pub last_index: Option<u64>,
+    /// Applied index.
+    pub applied_index: Option<u64>,
+    /// Index of the last snapshot.
+    pub snapshot_index: Option<u64>,
+    /// On a leader: each replica's matched index, its own included.
+    pub matched: Vec<(ReplicaId, Option<u64>)>,
+}
+
+/// One replica on this node.
+pub struct Replica {
+    group: GroupId,
+    replica_id: ReplicaId,
+    raft: Raft,
+    shared: Arc<MachineShared>,
+    applied: watch::Receiver<Applied>,
+    proposer: Proposer,
+    rounds: ReadRounds,
+    freshness: Freshness,
+    peers: Arc<Peers>,
+    seams: Seams,
+    stamper: Arc<Stamper>,
+    /// Why the replica no longer serves; empty while it does.
+    stopped: ArcSwap<String>,
+}
+
+/// What all replicas of a node share.
+#[derive(Clone)]
+pub(crate) struct NodeParts {
+    pub(crate) config: ConsensusConfig,
+    pub(crate) seams: Seams,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) listener: Arc<dyn Listener>,
+    pub(crate) stamper: Arc<Stamper>,
+    pub(crate) node_bytes: Arc<AtomicUsize>,
+    pub(crate) sessions: Arc<AtomicU64>,
+}
+
+/// Opens the state of a group: as the state store has it, or, where that does not reach the
+/// latest snapshot file or the log's beginning, as the file has it.
+fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, StateError> {
+    let shard_id = ShardId(group.shard);
+    let state = &parts.seams.state;
+    let file = parts
+        .seams
+        .snapshots
+        .latest(group)
+        .map_err(damaged)?
+        .ok_or_else(|| damaged(format!("{shard_id:?} has no snapshot file")))?;
+    let stored: Option<Header> = match state.get(&keys::header(shard_id))? {
+        Some(row) => Some(wire::decode("a header row", &row).map_err(damaged)?),
+        None => None,
+    };
+    let applied_end = stored.as_ref().and_then(|header| header.applied).map_or(0, |id| id.1 + 1);
+    let file_end = file.header.position.map_or(0, |position| position.index + 1);
+    let log = parts.seams.log.group(group).unwrap_or_default();
+    let purged_end = log.purged.map_or(0, |position| position.index + 1);
+    let unfinished = state.get(&keys::installing(shard_id))?.is_some();
+    let content: SnapshotContent =
+        wire::decode("a snapshot's header", &file.header.meta).map_err(damaged)?;
+    let initial = Header {
+        applied: None,
+        membership: content.membership.clone(),
+        shard: content.shard.clone(),
+    };
+    let shared = MachineShared {
+        group,
+        shard_id,
+        state: state.clone(),
+        snapshots: parts.seams.snapshots.clone(),
+        offload: parts.seams.offload.clone(),
+        exit: parts.seams.exit.clone(),
+        cut: Mutex::new(None),
+        shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
+        header: ArcSwap::from_pointee(stored.clone().unwrap_or(initial)),
+        applied: watch::Sender::new(Applied::default()),
+        catalog: (shard_id == ShardId::CATALOG)
+            .then(|| watch::Sender::new(Arc::new(CatalogState::default()))),
+    };
+    let header = match stored {
+        Some(header) if !unfinished && file_end <= applied_end && purged_end <= applied_end => {
+            header
+        }
+        _ => {
+            tracing::info!(shard = group.shard, "rebuilding the state from its snapshot file");
+            snapshot::load(&shared, &file)?
+        }
+    };
+    if header.applied.map_or(0, |id| id.1 + 1) < purged_end {
+        return Err(damaged(format!(
+            "{shard_id:?}: the log begins after the snapshot file and the state"
+        )));
+    }
+    snapshot::publish(&shared, header).map_err(damaged)?;
+    Ok(shared)
+}
+
+/// What the catalog shows where a shard shows its state: it owns no keys.
+fn catalog_shard() -> ShardState {
+    let nothing = KeyRange { start: Key(0), end: Some(Key(0)) };
+    ShardState::new(ShardDescriptor::found(ShardId::CATALOG, nothing, DEFAULT_CLASS, &[]))
+}
+
+fn raft_config(config: &ConsensusConfig) -> openraft::Config {
+    openraft::Config {
+        cluster_name: "anchorhold".into(),
+        heartbeat_interval: config.heartbeat_ms,
+        election_timeout_min: config.election_timeout_ms_min,
+        election_timeout_max: config.election_timeout_ms_max,
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 64,
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: config.snapshot_entries_kept,
+        replication_lag_threshold: config.snapshot_entries,
+        enable_pre_vote: Some(true),
+        // A leader that comes back proves itself anew: what it remembers may be long over.
+        enable_leader_restore: Some(false),
+        ..openraft::Config::default()
+    }
+}
+
+impl Replica {
+    /// Opens a replica and starts its Raft instance.
+    pub(crate) async fn open(
+        parts: &NodeParts,
+        group: GroupId,
+        replica_id: ReplicaId,
+    ) -> Result<Arc<Self>, StateError> {
+        let shared = Arc::new(open_shared(parts, group)?);
+        let log = GroupLogStorage::new(parts.seams.log.clone(), group, parts.seams.exit.clone());
+        let (replaced, mut replacements) = watch::channel(0_u64);
+        let machine = Machine::new(
+            shared.clone(),
+            parts.listener.clone(),
+            log.durable(),
+            Box::new(move || replaced.send_modify(|count| *count += 1)),
+        );
+        let read_rounds = Arc::new(AtomicU64::new(0));
+        let network = Network {
+            group,
+            peers: parts.peers.clone(),
+            read_rounds: read_rounds.clone(),
+            sessions: parts.sessions.clone(),
+            snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
+        };
+        let config = raft_config(&parts.config).validate().map_err(damaged)?;
+        let raft = Raft::build(replica_id.0, Arc::new(config), network, log, machine)
+            .await
+            .map_err(damaged)?;
+        let shard_id = ShardId(group.shard);
+        let replica = Arc::new(Self {
+            group,
+            replica_id,
+            proposer: Proposer::start(
+                shard_id,
+                raft.clone(),
+                parts.stamper.clone(),
+                &parts.config,
+                parts.node_bytes.clone(),
+            ),
+            rounds: ReadRounds::start(raft.clone(), read_rounds),
+            freshness: Freshness::new(parts.seams.clock.clone()),
+            applied: shared.applied.subscribe(),
+            raft: raft.clone(),
+            shared,
+            peers: parts.peers.clone(),
+            seams: parts.seams.clone(),
+            stamper: parts.stamper.clone(),
+            stopped: ArcSwap::default(),
+        });
+        if shard_id != ShardId::CATALOG {
+            parts.listener.opened(&replica);
+            let (listener, weak) = (parts.listener.clone(), Arc::downgrade(&replica));
+            tokio::spawn(async move {
+                while replacements.changed().await.is_ok() {
+                    if let Some(replica) = weak.upgrade() {
+                        listener.replaced(&replica);
+                    }
+                }
+            });
+        }
+        raft.run();
+        Ok(replica)
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<MachineShared> {
+        &self.shared
+    }
+
+    /// Founds the group, if nobody has yet: every voter may do this, with the same members.
+    pub(crate) async fn found(&self) {
+        let descriptor = self.state().descriptor.clone();
+        let members = membership_of(&descriptor).nodes;
+        if let Err(error) = self.raft.initialize(members).await {
+            tracing::debug!(shard = self.group.shard, %error, "the group was founded before");
+        }
+    }
+
+    /// The shard.
+    pub fn shard_id(&self) -> ShardId {
+        ShardId(self.group.shard)
+    }
+
+    /// This replica's id.
+    pub fn replica_id(&self) -> ReplicaId {
+        self.replica_id
+    }
+
+    /// The applied state of the shard.
+    pub fn state(&self) -> Arc<ShardState> {
+        self.shared.shard.load_full()
+    }
+
+    /// Who leads, as far as known here.
+    pub fn leader(&self) -> Option<LeaderHint> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let node = metrics.membership_config.membership().get_node(&leader).copied();
+        hint(Some(leader), node)
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// What operators see.
+    pub fn status(&self) -> ReplicaStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let role = match metrics.state {
+            ServerState::Leader => Role::Leader,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner => Role::Learner,
+            ServerState::Shutdown => Role::Stopped,
+        };
+        let node_of = |id: u64| metrics.membership_config.membership().get_node(&id).copied();
+        let matched = metrics.replication.iter().flatten();
+        ReplicaStatus {
+            shard_id: self.shard_id(),
+            replica_id: self.replica_id,
+            role,
+            term: metrics.current_term,
+            leader: metrics.current_leader.and_then(|id| hint(Some(id), node_of(id))),
+            last_index: metrics.last_log_index,
+            applied_index: self.applied.borrow().end.checked_sub(1),
+            snapshot_index: metrics.snapshot.as_ref().map(|id| id.index),
+            matched: matched
+                .map(|(id, matched)| (ReplicaId(*id), matched.as_ref().map(|id| id.index)))
+                .collect(),
+        }
+    }
+
+    fn check_stopped(&self) -> Result<(), String> {
+        let stopped = self.stopped.load();
+        if stopped.is_empty() { Ok(()) } else { Err(String::clone(&stopped)) }
+    }
+
+    /// Proposes commands and waits for their outcomes, in order. Commands that wait together share
+    /// one Raft entry. The epoch of each is checked here and again when applied.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; only `OutcomeUnknown` and `Stopped` leave open whether it took effect.
+    pub async fn propose(
+        &self,
+        commands: Vec<Command>,
+        timeout: Duration,
+    ) -> Result<Vec<Outcome>, ProposeError> {
+        let shard = self.shard_id();
+        self.check_stopped().map_err(|reason| ProposeError::Stopped { shard, reason })?;
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader { shard, leader: self.leader() });
+        }
+        let state = self.state();
+        let epoch = state.descriptor.epoch;
+        let stale = |command: &Command| {
+            (command.epoch.incarnation, command.epoch.version) != (epoch.incarnation, epoch.version)
+        };
+        if commands.iter().any(stale) {
+            let descriptor = Box::new(state.descriptor.clone());
+            return Err(ProposeError::StaleEpoch { shard, descriptor });
+        }
+        let receiver = self.proposer.submit(commands)?;
+        match tokio::time::timeout(timeout, receiver).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => {
+                Err(ProposeError::Stopped { shard, reason: "the round was dropped".into() })
+            }
+            Err(_) => Err(ProposeError::OutcomeUnknown { shard }),
+        }
+    }
+
+    /// Proposes a catalog command on the catalog's leader.
+    pub(crate) async fn propose_catalog(
+        &self,
+        command: CatalogCommand,
+        timeout: Duration,
+    ) -> Result<CatalogOutcome, ProposeError> {
+        let shard = self.shard_id();
+        let stamp = Stamp { time: self.stamper.now() };
+        let payload = normal_payload(&row::encode_catalog_entry(&CatalogEntry {
+            stamp,
+            commands: vec![command],
+        }));
+        match tokio::time::timeout(timeout, self.raft.client_write(payload)).await {
+            Ok(Ok(response)) => match response.data {
+                Reply::Catalog(outcome) => Ok(CatalogOutcome::clone(&outcome)),
+                Reply::None | Reply::Shard(_) => Err(ProposeError::OutcomeUnknown { shard }),
+            },
+            Ok(Err(error)) => Err(propose_error(shard, &error)),
+            Err(_) => Err(ProposeError::OutcomeUnknown { shard }),
+        }
+    }
+
+    /// One read round on the leader; what a follower's question gets.
+    pub(crate) async fn lead_read_round(&self) -> Result<u64, String> {
+        self.rounds.confirm().await.map_err(|failure| match failure {
+            RoundFailure::NotLeader => "not the leader".to_owned(),
+            RoundFailure::NoQuorum => "no quorum".to_owned(),
+            RoundFailure::Stopped(reason) => reason,
+        })
+    }
+
+    /// Hands leadership to this replica if the leader says so.
+    pub(crate) async fn take_over(&self, transfer: TransferMessage) -> Result<(), String> {
+        let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
+            transfer.from_leader.into(),
+            transfer.to,
+            transfer.last.map(wire::from_wire_log_id),
+        );
+        match self.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(refused)) => Err(refused.to_string()),
+            Err(fatal) => Err(fatal.to_string()),
+        }
+    }
+
+    /// One confirmed index: from this replica if it leads, else from the leader.
+    async fn confirm(&self, timeout: Duration) -> Result<u64, RoundFailure> {
+        if self.is_leader() {
+            return match tokio::time::timeout(timeout, self.rounds.confirm()).await {
+                Ok(result) => result,
+                Err(_) => Err(RoundFailure::NoQuorum),
+            };
+        }
+        let leader = self.leader().ok_or(RoundFailure::NotLeader)?;
+        let peer = self.peers.get(leader.node_id).ok_or(RoundFailure::NotLeader)?;
+        let question = Question {
+            group: self.group,
+            kind: MessageKind::ReadIndex,
+            content: wire::encode(&ReadIndexMessage { to: leader.replica_id.0 }),
+            may_wait: false,
+        };
+        let answer = peer.control.ask(question).map_err(|_| RoundFailure::NoQuorum)?;
+        match answer.receive(timeout).await {
+            Ok((MessageKind::Answer, content)) => {
+                wire::decode("a read index", &content).map_err(|_| RoundFailure::NoQuorum)
+            }
+            Ok(_) | Err(_) => Err(RoundFailure::NotLeader),
+        }
+    }
+
+    /// Asks for a confirmation until there is one or time is up.
+    async fn confirm_until(&self, deadline: Duration) -> Result<Confirmed, ReadError> {
+        let shard = self.shard_id();
+        loop {
+            let asked = self.freshness.now();
+            let left = deadline.saturating_sub(asked);
+            if left.is_zero() {
+                return Err(ReadError::NoLeader { shard });
+            }
+            // One try never takes all of the time: the leader that was asked may be dead.
+            let one_try = left.min(Duration::from_secs(1));
+            match self.confirm(one_try).await {
+                Ok(index) => {
+                    let confirmed = Confirmed { asked, index };
+                    self.freshness.note(confirmed);
+                    return Ok(confirmed);
+                }
+                Err(RoundFailure::Stopped(reason)) => {
+                    return Err(ReadError::Stopped { shard, reason });
+                }
+                Err(RoundFailure::NotLeader | RoundFailure::NoQuorum) => {
+                    tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+                }
+            }
+        }
+    }
+
+    async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ReadError> {
+        let left = deadline.saturating_sub(self.freshness.now());
+        let mut applied = self.applied.clone();
+        let waited = tokio::time::timeout(left, applied.wait_for(|a| index < a.end)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => {
+                Err(ReadError::Stopped { shard: self.shard_id(), reason: "it has ended".into() })
+            }
+            Err(_) => Err(ReadError::Behind {
+                shard: self.shard_id(),
+                applied: self.applied.borrow().end.checked_sub(1),
+                needed: index,
+            }),
+        }
+    }
+
+    fn view(&self, staleness: Option<Duration>) -> ReadView {
+        ReadView { shard: self.state(), staleness, leader: self.is_leader() }
+    }
+
+    /// Waits until a read at this level may be served from what is applied here. Works on any
+    /// replica: a follower asks the leader for its read index.
+    ///
+    /// # Errors
+    /// [`ReadError`] if that is not reached in time.
+    pub async fn read_barrier(
+        &self,
+        level: ReadLevel,
+        timeout: Duration,
+    ) -> Result<ReadView, ReadError> {
+        let shard = self.shard_id();
+        self.check_stopped().map_err(|reason| ReadError::Stopped { shard, reason })?;
+        let deadline = self.freshness.now() + timeout;
+        match level {
+            ReadLevel::Linearizable => {
+                let confirmed = self.confirm_until(deadline).await?;
+                self.wait_applied(confirmed.index, deadline).await?;
+                Ok(self.view(Some(Duration::ZERO)))
+            }
+            ReadLevel::BoundedStaleness { staleness_max } => {
+                let applied_end = self.applied.borrow().end;
+                if let Some(confirmed) = self.freshness.newest(applied_end) {
+                    let staleness = self.freshness.now().saturating_sub(confirmed.asked);
+                    if staleness <= staleness_max {
+                        return Ok(self.view(Some(staleness)));
+                    }
+                }
+                let confirmed = self.confirm_until(deadline).await?;
+                self.wait_applied(confirmed.index, deadline).await?;
+                // Judged where the view is taken: waiting took time too.
+                let staleness = self.freshness.now().saturating_sub(confirmed.asked);
+                if staleness_max < staleness {
+                    return Err(ReadError::Behind {
+                        shard,
+                        applied: self.applied.borrow().end.checked_sub(1),
+                        needed: confirmed.index,
+                    });
+                }
+                Ok(self.view(Some(staleness)))
+            }
+            ReadLevel::Local => {
+                let applied_end = self.applied.borrow().end;
+                let newest = self.freshness.newest(applied_end);
+                let now = self.freshness.now();
+                Ok(self.view(newest.map(|confirmed| now.saturating_sub(confirmed.asked))))
+            }
+        }
+    }
+
+    /// Waits until this replica has applied a revision (session tokens).
+    ///
+    /// # Errors
+    /// [`ReadError::Behind`] if that is not reached in time.
+    pub async fn wait_for_revision(
+        &self,
+        revision: u64,
+        timeout: Duration,
+    ) -> Result<ReadView, ReadError> {
+        let mut applied = self.applied.clone();
+        let waited =
+            tokio::time::timeout(timeout, applied.wait_for(|a| revision <= a.revision)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(self.view(None)),
+            Ok(Err(_)) => {
+                Err(ReadError::Stopped { shard: self.shard_id(), reason: "it has ended".into() })
+            }
+            Err(_) => Err(ReadError::Behind {
+                shard: self.shard_id(),
+                applied: self.applied.borrow().end.checked_sub(1),
+                needed: revision,
+            }),
+        }
+    }
+
+    /// Shard time as this replica may use it to judge expiry: the applied shard time.
+    pub fn shard_time(&self) -> Timestamp {
+        self.shared.shard.load().shard_time
+    }
+
+    /// A stored anchor, visible or not.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn anchor(&self, id: AnchorId) -> Result<Option<Arc<Anchor>>, StateError> {
+        let shard = self.shared.shard.load();
+        StoredRecords { state: &*self.shared.state, shard: &shard }.anchor(id)
+    }
+
+    /// Visits stored anchors of a range in id order until `visit` breaks. Only the part of the
+    /// range that this shard owns is visited.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn scan_anchors(
+        &self,
+        range: KeyRange,
+        visit: &mut dyn FnMut(Arc<Anchor>) -> ControlFlow<()>,
+    ) -> Result<(), StateError> {
+        let range = range.intersect(&self.shared.shard.load().descriptor.range);
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (start, end) = keys::records(range);
+        let mut failed = None;
+        self.shared.state.scan(&start[..]..&end[..], &mut |key, value| {
+            match row::RowKey::parse(&key[1..]) {
+                Ok(row::RowKey::Anchor(_)) => match row::decode_anchor(value) {
+                    Ok(anchor) => return visit(Arc::new(anchor)),
+                    Err(error) => failed = Some(damaged(error)),
+                },
+                Ok(row::RowKey::Operation(..)) => return ControlFlow::Continue(()),
+                Err(error) => failed = Some(damaged(error)),
+            }
+            ControlFlow::Break(())
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Receives a snapshot file and lets Raft install it. Returns the encoded answer.
+    pub(crate) async fn receive_snapshot(
+        &self,
+        head: &[u8],
+        mut chunks: Streaming<SnapshotChunk>,
+    ) -> Result<Bytes, Status> {
+        let head: SnapshotHead = wire::decode("a snapshot's head", head)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if head.to != self.replica_id.0 {
+            return Err(Status::not_found("another replica was addressed"));
+        }
+        let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
+        let snapshots = &self.seams.snapshots;
+        let mut receiver = snapshots
+            .receive(SnapshotDigest(head.digest), head.bytes)
+            .map_err(|error| internal(&error))?;
+        let mut whole = false;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            let mut written = Ok(());
+            self.seams
+                .offload
+                .in_place(&mut || written = receiver.write_at(chunk.offset, &chunk.data));
+            written.map_err(|error| internal(&error))?;
+            if chunk.last {
+                whole = true;
+                break;
+            }
+        }
+        if !whole {
+            return Err(Status::aborted("the snapshot broke off"));
+        }
+        let (mut receiver, mut adopted) = (Some(receiver), None);
+        self.seams.offload.in_place(&mut || {
+            adopted = receiver.take().map(|receiver| receiver.finish());
+        });
+        let file = match adopted {
+            Some(Ok(file)) => file,
+            Some(Err(error)) => return Err(Status::data_loss(error.to_string())),
+            None => return Err(Status::internal("the snapshot was not stored")),
+        };
+        let meta = snapshot::meta_of(&file).map_err(|error| internal(&error))?;
+        let response = self
+            .raft
+            .install_full_snapshot(head.vote.into(), Snapshot { meta, snapshot: file })
+            .await
+            .map_err(|error| internal(&error))?;
+        Ok(wire::encode(&WireVote::from(&response.vote)))
+    }
+
+    /// Stops the replica.
+    pub(crate) async fn stop(&self, reason: &str) {
+        self.stopped.store(Arc::new(reason.to_owned()));
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(shard = self.group.shard, %error, "the replica did not stop cleanly");
+        }
+    }
+}
