@@ -99,6 +99,10 @@ pub(crate) fn leaves(first: CellIndex, last: CellIndex) -> Option<(CellID, CellI
 
 /// Distance in meters between a pose and a cell of the same space, as the drift rule counts it.
 pub(crate) fn distance_m(index: CellIndex, pose: &Pose) -> f64 {
+    // The usual case, and exact where rounding puts a point of an edge beside its cell.
+    if of_pose(pose) == index {
+        return 0.0;
+    }
     match pose {
         Pose::Geo { point, .. } => {
             let cell = Cell::from(CellID(index.0 << LEAF_SHIFT | 1).parent(LEVEL));

@@ -17,6 +17,8 @@ pub mod digest;
 pub mod id;
 pub mod row;
 pub mod shard;
+#[cfg(test)]
+mod testing;
 
 pub use anchor::{Accuracy, Anchor, AnchorPatch, LocalPosition, Pose, Space, Version};
 pub use apply::{Changes, OperationRecord, Records, apply};

@@ -266,3 +266,37 @@ pub fn apply_membership(state: &ShardState, mut replicas: Vec<Replica>) -> Shard
     next.descriptor.replicas = replicas;
     next
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_hold_and_show_their_parts() {
+        let id = ShardId::new(3, 12);
+        assert_eq!((id.cluster_epoch(), id.counter()), (3, 12));
+        assert_eq!(format!("{} {} {}", ShardId::new(1, 12), id, ShardId::CATALOG), "s12 s12.3 s0");
+        assert_eq!(NodeId::new(1, 3).to_string(), "n3");
+        assert_eq!(ReplicaId::new(2, 1).to_string(), "r1.2");
+        assert!(ReplicaId::new(1, COUNTER_MAX) < ReplicaId::new(2, 0));
+    }
+
+    #[test]
+    fn members_change_the_conf_version_and_ids_are_not_given_twice() {
+        let nodes = [NodeId(1), NodeId(2), NodeId(3)];
+        let descriptor = ShardDescriptor::found(ShardId(1), KeyRange::FULL, ClassId(1), &nodes);
+        let state = ShardState::new(descriptor);
+        let same = state.descriptor.replicas.iter().rev().copied().collect();
+        assert_eq!(apply_membership(&state, same), state);
+        let mut replicas = state.descriptor.replicas.clone();
+        replicas.remove(0);
+        let replica_id = ReplicaId::new(1, 4);
+        let learner = Replica { replica_id, node_id: NodeId(9), role: ReplicaRole::Learner };
+        replicas.insert(0, learner);
+        let next = apply_membership(&state, replicas).descriptor;
+        assert_eq!((next.epoch.conf_version, next.next_replica), (2, 5));
+        assert_eq!(next.replicas.last(), Some(&learner));
+        assert_eq!(next.voters().count(), 2);
+        assert_eq!(next.replica_on(NodeId(9)), Some(learner));
+    }
+}
