@@ -37,11 +37,16 @@
 //!
 //! A small row costs two bytes and no extra access. A long value gets a fresh chunk id each time it
 //! is written, in the same batch that removes the old chunks: a reader who finds them gone was
-//! overtaken and looks again while writers wait, so it never mixes two values. As long as a store
-//! holds no long value, a write does not look for old chunks.
+//! overtaken and looks again. As long as a store holds no long value, a write does not look for old
+//! chunks.
+//!
+//! Batches do not go to sled one by one: a thread gathers them (see `buffer`), and reads look at
+//! what is gathered first. A crash loses it, as it loses everything after the last checkpoint.
 //!
 //! Not here: when to checkpoint (`consensus`), what the rows mean (`model`).
 
+mod buffer;
+mod engine;
 mod layout;
 mod marker;
 mod open;
@@ -50,17 +55,28 @@ mod panic_note;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
-use parking_lot::{Mutex, RwLock};
+use bytes::Bytes;
+use parking_lot::Mutex;
 
-use self::layout::{ChunkRef, Stored};
+use self::buffer::Buffer;
+use self::engine::{Chunks, Engine, Found};
 use self::open::Paths;
 use crate::state_store::{Batch, StateError, StateStats, StateStore};
+
+/// Gathered rows that a scan copies at a time.
+const SCAN_ROWS_MAX: usize = 512;
+
+/// Looks that a reader of a long value takes before it calls the value damaged. Each look but the
+/// last was overtaken by a write of the same row, which takes a whole batch of sled.
+const LOOKS_MAX: usize = 100;
 
 /// How the store works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,36 +111,36 @@ pub enum Opened {
     },
 }
 
-/// Ordered rows in sled.
+/// Ordered rows in sled. Dropping it writes what is gathered, without making it durable.
 #[derive(Debug)]
 pub struct SledState {
-    db: sled::Db,
-    tree: sled::Tree,
-    paths: Paths,
-    /// sled's data file, opened once more for its `fdatasync`.
-    file: File,
-    /// Held for writing by commits, for reading by those who re-read a long value.
-    writer: RwLock<Writer>,
-    checkpointer: Mutex<Checkpointer>,
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    /// The sequence number of the last checkpoint.
+    checkpointer: Mutex<u64>,
     /// Whether something was committed since the last checkpoint began.
     dirty: AtomicBool,
-    /// Set by the first failed write or sync; the store then takes nothing any more.
-    failed: AtomicBool,
     checkpoints: AtomicU64,
     /// Dropped last.
     _lock: File,
 }
 
 #[derive(Debug)]
-struct Writer {
-    chunk_id_next: u64,
-    /// Whether the tree may hold chunks. Never goes back to `false` while the store is open.
-    has_chunks: bool,
+struct Shared {
+    engine: Engine,
+    buffer: Buffer,
 }
 
-#[derive(Debug)]
-struct Checkpointer {
-    sequence: u64,
+impl Shared {
+    /// Brings groups into the tree until the store is dropped or fails.
+    fn write_groups(&self, mut chunks: Chunks) {
+        while let Some(group) = self.buffer.next() {
+            match self.engine.apply(&mut chunks, &group.rows) {
+                Ok(()) => self.buffer.done(&group),
+                Err(error) => self.buffer.fail(&error.to_string()),
+            }
+        }
+    }
 }
 
 impl SledState {
@@ -137,200 +153,62 @@ impl SledState {
     pub fn open(dir: &Path, config: SledConfig) -> Result<(Self, Opened), StateError> {
         let paths = Paths::new(dir);
         let lock = open::lock(&paths)?;
-        let (engine, opened) = open::open(&paths, &config)?;
-        let file = File::open(paths.engine.join("db")).map_err(StateError::Io)?;
-        let writer = Writer {
-            chunk_id_next: engine.chunk_id_last.map_or(0, |last| last + 1),
-            has_chunks: engine.chunk_id_last.is_some(),
-        };
+        let (opening, opened) = open::open(&paths, &config)?;
+        let sequence = opening.sequence;
+        let (engine, chunks) = Engine::new(opening, paths)?;
+        let shared = Arc::new(Shared { engine, buffer: Buffer::default() });
+        let writer = std::thread::Builder::new().name("state-writer".to_owned());
+        let writer = writer.spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let ended = catch_unwind(AssertUnwindSafe(|| shared.write_groups(chunks)));
+                if ended.is_err() {
+                    // Only in a build that unwinds. Those who wait must not wait for ever.
+                    shared.engine.condemn("the engine panicked while it wrote");
+                    shared.buffer.fail("the engine panicked");
+                }
+            }
+        });
         let store = Self {
-            db: engine.db,
-            tree: engine.tree,
-            paths,
-            file,
-            writer: RwLock::new(writer),
-            checkpointer: Mutex::new(Checkpointer { sequence: engine.sequence }),
+            shared,
+            writer: Some(writer.map_err(StateError::Io)?),
+            checkpointer: Mutex::new(sequence),
             dirty: AtomicBool::new(true),
-            failed: AtomicBool::new(false),
             checkpoints: AtomicU64::new(0),
             _lock: lock,
         };
         Ok((store, opened))
     }
 
-    /// Calls the engine so that a panic in it leaves a note for the next start.
-    fn call<T>(&self, call: impl FnOnce() -> T) -> T {
-        panic_note::noting(&self.paths.note, call)
-    }
-
-    /// Makes sure that the next start discards this state.
-    fn condemn(&self, reason: &str) {
-        self.failed.store(true, Ordering::Release);
-        if let Err(error) = panic_note::write(&self.paths.note, reason) {
-            // No room for a note. A store without a marker is discarded as well.
-            tracing::warn!(%error, "the note about a damaged state could not be written");
-            if let Err(error) = fs::remove_file(&self.paths.marker) {
-                tracing::error!(%error, "the damaged state could not be marked");
+    /// A row that a scan found as a long value whose chunks may have been replaced meanwhile.
+    fn get_settled(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        for _ in 0..LOOKS_MAX {
+            if let Some(gathered) = self.shared.buffer.get(key) {
+                return Ok(gathered.map(Vec::from));
+            }
+            match self.shared.engine.read(key)? {
+                None => return Ok(None),
+                Some(Some(value)) => return Ok(Some(value)),
+                Some(None) => {}
             }
         }
-    }
-
-    /// Turns the engine's error into ours and condemns a damaged store.
-    fn failure(&self, error: sled::Error) -> StateError {
-        match error {
-            sled::Error::Io(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
-                StateError::Io(error)
-            }
-            sled::Error::Io(_) | sled::Error::Corruption { .. } => self.damaged(&error.to_string()),
-            sled::Error::CollectionNotFound(_)
-            | sled::Error::Unsupported(_)
-            | sled::Error::ReportableBug(_) => StateError::Engine { reason: error.to_string() },
-        }
-    }
-
-    fn damaged(&self, reason: &str) -> StateError {
-        self.condemn(reason);
-        StateError::Damaged { reason: reason.to_owned() }
-    }
-
-    /// Refuses to go on after a failed write: what sled holds in memory may be torn.
-    fn check_usable(&self) -> Result<(), StateError> {
-        if self.failed.load(Ordering::Acquire) {
-            let reason = "it failed earlier and takes no more writes".to_owned();
-            return Err(StateError::Engine { reason });
-        }
-        Ok(())
-    }
-
-    fn read_row(&self, row_key: &[u8]) -> Result<Option<sled::IVec>, StateError> {
-        self.call(|| self.tree.get(row_key)).map_err(|error| self.failure(error))
-    }
-
-    fn decode<'a>(&self, stored: &'a [u8]) -> Result<Stored<'a>, StateError> {
-        layout::decode(stored).map_err(|error| self.damaged(&error.to_string()))
-    }
-
-    /// The long value behind a row that was just read; what replaced it if it is gone.
-    fn long_value(&self, row_key: &[u8], found: ChunkRef) -> Result<Option<Vec<u8>>, StateError> {
-        let read = |at: ChunkRef| {
-            self.call(|| read_chunks(&self.tree, at)).map_err(|error| self.failure(error))
-        };
-        if let Some(value) = read(found)? {
-            return Ok(Some(value));
-        }
-        // Overwritten between the two reads, or damaged. With writers held off it shows which.
-        let _held_off = self.writer.read();
-        let Some(stored) = self.read_row(row_key)? else { return Ok(None) };
-        match self.decode(&stored)? {
-            Stored::Whole(value) => Ok(Some(value.to_vec())),
-            Stored::Chunked(current) => match read(current)? {
-                Some(value) => Ok(Some(value)),
-                None => Err(self.damaged("the chunks of a long value do not fit its row")),
-            },
-        }
-    }
-
-    /// The batch as the tree sees it: long values cut, the chunks of replaced ones removed.
-    fn lay_out(&self, writer: &mut Writer, batch: Batch) -> Result<sled::Batch, StateError> {
-        let is_long = |value: &Option<Vec<u8>>| {
-            value.as_ref().is_some_and(|value| layout::PART_BYTES_MAX < value.len())
-        };
-        let mut out = sled::Batch::default();
-        if !writer.has_chunks && !batch.rows.iter().any(|(_, value)| is_long(value)) {
-            for (key, value) in batch.rows {
-                match value {
-                    Some(value) => out.insert(layout::row_key(&key), layout::whole(&value)),
-                    None => out.remove(layout::row_key(&key)),
-                }
-            }
-            return Ok(out);
-        }
-        // Later rows win, before any of them gets chunks.
-        let rows: BTreeMap<Vec<u8>, Option<Vec<u8>>> = batch.rows.into_iter().collect();
-        for (key, value) in rows {
-            let row_key = layout::row_key(&key);
-            if writer.has_chunks
-                && let Some(before) = self.read_row(&row_key)?
-                && let Stored::Chunked(before) = self.decode(&before)?
-            {
-                for number in 0..before.count() {
-                    out.remove(before.chunk_key(number));
-                }
-            }
-            match value {
-                None => out.remove(row_key),
-                Some(value) if value.len() <= layout::PART_BYTES_MAX => {
-                    out.insert(row_key, layout::whole(&value));
-                }
-                Some(value) => {
-                    let reference = ChunkRef::of(writer.chunk_id_next, &value)?;
-                    writer.chunk_id_next += 1;
-                    for (number, part) in (0..).zip(value.chunks(layout::PART_BYTES_MAX)) {
-                        out.insert(reference.chunk_key(number), part);
-                    }
-                    out.insert(row_key, reference.encode());
-                }
-            }
-        }
-        // Set even if nothing long was written: what it costs is a look-up per row.
-        writer.has_chunks = true;
-        Ok(out)
-    }
-
-    fn write_checkpoint(&self, sequence: u64) -> Result<(), StateError> {
-        let flushed = self.call(|| {
-            self.tree.insert(layout::SEQUENCE_KEY, &sequence.to_le_bytes())?;
-            self.db.flush()
-        });
-        flushed.map_err(|error| self.failure(error))?;
-        self.file.sync_data().map_err(StateError::Io)?;
-        let mut blobs = fs::read_dir(self.paths.engine.join("blobs")).map_err(StateError::Io)?;
-        if blobs.next().is_some() {
-            // Only a bug can bring one about: rows are too small.
-            return Err(self.damaged("sled put a page into a file that it never syncs"));
-        }
-        marker::write(&self.paths.marker, sequence).map_err(StateError::Io)
+        Err(self.shared.engine.damaged("the chunks of a long value do not fit its row"))
     }
 }
 
-/// Reads the chunks of a long value; `None` if they are not all there.
-fn read_chunks(tree: &sled::Tree, reference: ChunkRef) -> Result<Option<Vec<u8>>, sled::Error> {
-    let mut value = Vec::with_capacity(reference.bytes as usize);
-    for (number, chunk) in (0..).zip(tree.scan_prefix(reference.prefix())) {
-        let (key, part) = chunk?;
-        if *key != reference.chunk_key(number) || (reference.bytes as usize) < value.len() {
-            return Ok(None);
-        }
-        value.extend_from_slice(&part);
-    }
-    let complete =
-        value.len() == reference.bytes as usize && crc32c::crc32c(&value) == reference.crc;
-    Ok(complete.then_some(value))
-}
-
-/// Reads all rows and their chunks, before anybody writes.
-fn read_all(tree: &sled::Tree) -> Result<(), StateError> {
-    let failure = |error: sled::Error| StateError::Engine { reason: error.to_string() };
-    for row in tree.range(layout::all_rows()) {
-        let (_, stored) = row.map_err(failure)?;
-        if let Stored::Chunked(reference) = layout::decode(&stored)?
-            && read_chunks(tree, reference).map_err(failure)?.is_none()
-        {
-            let reason = "the chunks of a long value do not fit its row".to_owned();
-            return Err(StateError::Damaged { reason });
+impl Drop for SledState {
+    fn drop(&mut self) {
+        self.shared.buffer.end();
+        if let Some(writer) = self.writer.take() {
+            // It catches its own panics.
+            let _ = writer.join();
         }
     }
-    Ok(())
 }
 
 impl StateStore for SledState {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        let row_key = layout::row_key(key);
-        let Some(stored) = self.read_row(&row_key)? else { return Ok(None) };
-        match self.decode(&stored)? {
-            Stored::Whole(value) => Ok(Some(value.to_vec())),
-            Stored::Chunked(reference) => self.long_value(&row_key, reference),
-        }
+        self.get_settled(key)
     }
 
     fn scan(
@@ -338,23 +216,18 @@ impl StateStore for SledState {
         range: Range<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), StateError> {
-        if range.end <= range.start {
-            return Ok(());
-        }
-        let bounds = layout::row_key(range.start)..layout::row_key(range.end);
-        let mut rows = self.tree.range(bounds);
-        while let Some(row) = self.call(|| rows.next()) {
-            let (row_key, stored) = row.map_err(|error| self.failure(error))?;
-            let key = &row_key[1..];
-            let flow = match self.decode(&stored)? {
-                Stored::Whole(value) => visit(key, value),
-                Stored::Chunked(reference) => match self.long_value(&row_key, reference)? {
-                    Some(value) => visit(key, &value),
-                    None => ControlFlow::Continue(()),
-                },
-            };
-            if flow.is_break() {
+        let mut start = range.start.to_vec();
+        while start.as_slice() < range.end {
+            // What is gathered comes first: what leaves it meanwhile is in the tree before.
+            let (gathered, next) =
+                self.shared.buffer.page(start.as_slice()..range.end, SCAN_ROWS_MAX);
+            let end = next.as_deref().unwrap_or(range.end);
+            if self.scan_page(start.as_slice()..end, gathered, visit)?.is_break() {
                 break;
+            }
+            match next {
+                Some(next) => start = next,
+                None => break,
             }
         }
         Ok(())
@@ -362,28 +235,25 @@ impl StateStore for SledState {
 
     fn commit(&self, batch: Batch) -> Result<(), StateError> {
         batch.check_lengths()?;
-        let mut writer = self.writer.write();
-        self.check_usable()?;
-        let batch = self.lay_out(&mut writer, batch)?;
-        if let Err(error) = self.call(|| self.tree.apply_batch(batch)) {
-            let failure = self.failure(error);
-            self.condemn(&format!("a batch may be torn: {failure}"));
-            return Err(failure);
-        }
+        self.shared.engine.check()?;
+        self.shared.buffer.commit(batch)?;
         self.dirty.store(true, Ordering::Release);
         Ok(())
     }
 
     fn checkpoint(&self) -> Result<(), StateError> {
         // Held to the end, so that a second caller does not return before its rows are durable.
-        let mut checkpointer = self.checkpointer.lock();
-        self.check_usable()?;
+        let mut sequence = self.checkpointer.lock();
         if self.dirty.swap(false, Ordering::AcqRel) {
-            let sequence = checkpointer.sequence + 1;
+            let next = *sequence + 1;
+            let made =
+                self.shared.buffer.drain().and_then(|()| self.shared.engine.checkpoint(next));
             // A failed sync may have dropped pages: it is never retried.
-            self.write_checkpoint(sequence)
-                .inspect_err(|_| self.failed.store(true, Ordering::Release))?;
-            checkpointer.sequence = sequence;
+            made.inspect_err(|error| {
+                self.dirty.store(true, Ordering::Release);
+                self.shared.buffer.fail(&error.to_string());
+            })?;
+            *sequence = next;
         }
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -391,9 +261,53 @@ impl StateStore for SledState {
 
     fn stats(&self) -> StateStats {
         StateStats {
-            // Only a directory that cannot be listed has no size.
-            disk_bytes: self.db.size_on_disk().unwrap_or(0),
+            disk_bytes: self.shared.engine.disk_bytes(),
             checkpoints: self.checkpoints.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl SledState {
+    /// Merges gathered rows with those in the tree; a gathered row hides the tree's.
+    fn scan_page(
+        &self,
+        range: Range<&[u8]>,
+        gathered: Vec<(Bytes, Option<Bytes>)>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, StateError> {
+        let mut gathered = gathered.into_iter().peekable();
+        let mut show = |key: &[u8], value: Option<&[u8]>| match value {
+            Some(value) => visit(key, value),
+            None => ControlFlow::Continue(()),
+        };
+        for row in self.shared.engine.range(range) {
+            let (row_key, found) = row?;
+            let key = &row_key[1..];
+            while let Some((earlier, value)) = gathered.next_if(|(gathered, _)| gathered < key) {
+                if show(&earlier, value.as_deref()).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            let flow = if let Some((_, value)) = gathered.next_if(|(gathered, _)| gathered == key) {
+                show(key, value.as_deref())
+            } else {
+                match found {
+                    Found::Whole(stored) => show(key, Some(Found::whole(&stored))),
+                    Found::Long(reference) => match self.shared.engine.read_long(reference)? {
+                        Some(value) => show(key, Some(&value)),
+                        None => show(key, self.get_settled(key)?.as_deref()),
+                    },
+                }
+            };
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        for (key, value) in gathered {
+            if show(&key, value.as_deref()).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::marker::{self, Marker};
-use super::{Opened, SledConfig, layout, panic_note};
+use super::{Opened, SledConfig, engine, layout, panic_note};
 use crate::durable;
 use crate::state_store::StateError;
 
@@ -51,8 +51,8 @@ impl Paths {
     }
 }
 
-/// An opened engine.
-pub(super) struct Engine {
+/// An opened tree and what was found in it.
+pub(super) struct Opening {
     pub(super) db: sled::Db,
     pub(super) tree: sled::Tree,
     /// The newest checkpoint in the tree.
@@ -87,16 +87,16 @@ pub(super) fn lock(paths: &Paths) -> Result<File, StateError> {
 }
 
 /// Opens what is there, or starts empty.
-pub(super) fn open(paths: &Paths, config: &SledConfig) -> Result<(Engine, Opened), StateError> {
+pub(super) fn open(paths: &Paths, config: &SledConfig) -> Result<(Opening, Opened), StateError> {
     panic_note::install_hook();
     remove_discarded(&paths.dir).map_err(StateError::Io)?;
     if !paths.current.try_exists().map_err(StateError::Io)? {
         return Ok((create(paths, config)?, Opened::New));
     }
     match open_existing(paths, config) {
-        Ok(engine) => {
-            let checkpoint = engine.sequence;
-            Ok((engine, Opened::Intact { checkpoint }))
+        Ok(opening) => {
+            let checkpoint = opening.sequence;
+            Ok((opening, Opened::Intact { checkpoint }))
         }
         Err(Refusal::Stop(error)) => Err(error),
         Err(Refusal::Discard(reason)) => {
@@ -111,7 +111,7 @@ pub(super) fn open(paths: &Paths, config: &SledConfig) -> Result<(Engine, Opened
     }
 }
 
-fn open_existing(paths: &Paths, config: &SledConfig) -> Result<Engine, Refusal> {
+fn open_existing(paths: &Paths, config: &SledConfig) -> Result<Opening, Refusal> {
     if let Some(note) = durable::read_if_present(&paths.note)? {
         return Err(Refusal::Discard(String::from_utf8_lossy(&note).into_owned()));
     }
@@ -133,7 +133,7 @@ fn open_existing(paths: &Paths, config: &SledConfig) -> Result<Engine, Refusal> 
     let opened = open_engine(paths, config).and_then(|(db, tree)| {
         let (sequence, chunk_id_last) =
             check(&tree, &paths.note, published, config.verify_at_open)?;
-        Ok(Engine { db, tree, sequence, chunk_id_last })
+        Ok(Opening { db, tree, sequence, chunk_id_last })
     });
     durable::remove_if_present(&paths.opening)?;
     opened
@@ -167,7 +167,7 @@ fn check(
                 return Err(Refusal::Discard(reason));
             }
             if read_all {
-                let rows = super::read_all(tree);
+                let rows = engine::read_all(tree);
                 rows.map_err(|error| Refusal::Discard(error.to_string()))?;
             }
             let newest = tree.scan_prefix(layout::all_chunks()).next_back();
@@ -180,7 +180,7 @@ fn check(
 }
 
 /// Starts an empty store; durable when it returns.
-fn create(paths: &Paths, config: &SledConfig) -> Result<Engine, StateError> {
+fn create(paths: &Paths, config: &SledConfig) -> Result<Opening, StateError> {
     fs::create_dir_all(&paths.engine).map_err(StateError::Io)?;
     let (db, tree) = open_engine(paths, config).map_err(|refused| match refused {
         Refusal::Discard(reason) => StateError::Engine { reason },
@@ -196,7 +196,7 @@ fn create(paths: &Paths, config: &SledConfig) -> Result<Engine, StateError> {
         durable::sync_dir(&paths.dir)
     };
     durable().map_err(StateError::Io)?;
-    Ok(Engine { db, tree, sequence: 0, chunk_id_last: None })
+    Ok(Opening { db, tree, sequence: 0, chunk_id_last: None })
 }
 
 /// Opens sled. In a build that unwinds a panic is caught here; in one that aborts the note is what

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -116,6 +116,53 @@ fn a_store_that_was_killed_holds_at_least_its_checkpoint() {
             assert!(left.get(&[number]).unwrap().unwrap() == row);
         }
     }
+}
+
+#[test]
+fn a_killed_store_holds_a_prefix_of_whole_batches() {
+    let (dir, killed) = (temp(), temp());
+    let (store, _) = open(dir.path());
+    // Each batch writes its number to all keys, so that a torn one shows.
+    let write = |number: u64| {
+        let long = value(number, 3000);
+        let rows = (0..30u8).map(|key| {
+            let content = if key == 7 { long.clone() } else { number.to_be_bytes().to_vec() };
+            (vec![key], Some(content))
+        });
+        store.commit(Batch { rows: rows.collect() }).unwrap();
+    };
+    let mut survived = Vec::new();
+    for round in 0..8u64 {
+        for number in 0..60 {
+            write(round * 60 + number);
+        }
+        if round == 1 {
+            store.checkpoint().unwrap();
+        }
+        // Closed groups go to sled, and some of it to the file; the rest is lost with the process.
+        while store.shared.buffer.has_closed_groups() {
+            std::thread::yield_now();
+        }
+        let copy = killed.path().join(round.to_string());
+        copy_dir(dir.path(), &copy);
+        let (left, opened) = open(&copy);
+        assert!(matches!(opened, Opened::Intact { .. }), "{opened:?}");
+        let found = rows(&left, b"", END);
+        let number =
+            found.first().map(|(_, first)| u64::from_be_bytes(first[..].try_into().unwrap()));
+        if let Some(number) = number {
+            assert_eq!(found.len(), 30);
+            for (key, content) in &found {
+                let expected =
+                    if *key == [7] { value(number, 3000) } else { number.to_be_bytes().to_vec() };
+                assert!(*content == expected, "batch {number} is torn at {key:?}");
+            }
+        }
+        survived.push(number);
+    }
+    assert!(survived.is_sorted(), "{survived:?}");
+    assert!(Some(119) <= survived[1], "the checkpoint is in it: {survived:?}");
+    assert!(survived[1] < survived[7], "so is more than the checkpoint: {survived:?}");
 }
 
 #[test]
@@ -259,7 +306,8 @@ fn a_panic_in_the_engine_condemns_the_state_and_other_panics_do_not() {
     drop(store);
     let (store, opened) = open(dir.path());
     assert_eq!(opened, Opened::Intact { checkpoint: 1 });
-    let engine = catch_unwind(AssertUnwindSafe(|| store.call(|| panic!("a page was torn"))));
+    let engine =
+        catch_unwind(AssertUnwindSafe(|| store.shared.engine.call(|| panic!("a page was torn"))));
     assert!(engine.is_err());
     drop(store);
     assert_discarded_and_working(dir.path(), "a page was torn");
@@ -271,8 +319,9 @@ fn a_damaged_row_is_reported_condemns_the_state_and_stops_writes() {
     store_with_rows(dir.path());
     let (store, _) = open(dir.path());
     // Row 0 is long: take one of its chunks away behind the store's back.
-    let (chunk, _) = store.tree.scan_prefix(layout::all_chunks()).next().unwrap().unwrap();
-    store.tree.remove(chunk).unwrap();
+    let (chunk, _) =
+        store.shared.engine.tree.scan_prefix(layout::all_chunks()).next().unwrap().unwrap();
+    store.shared.engine.tree.remove(chunk).unwrap();
     let damaged = (0..40u8).filter(|key| store.get(&[*key]).is_err()).count();
     assert_eq!(damaged, 1);
     let refused = store.commit(Batch { rows: vec![(b"a".to_vec(), None)] });
@@ -302,7 +351,10 @@ fn replaced_long_values_leave_nothing_behind() {
             commit(&store, &[(&[key], Some(&value(round, length)))]);
         }
     }
-    let chunks = |store: &SledState| store.tree.scan_prefix(layout::all_chunks()).count();
+    let chunks = |store: &SledState| {
+        store.shared.buffer.drain().unwrap();
+        store.shared.engine.tree.scan_prefix(layout::all_chunks()).count()
+    };
     let needed = EDGE_LENGTHS.iter().filter(|length| 2048 < **length);
     assert_eq!(chunks(&store), needed.map(|length| length.div_ceil(2048)).sum::<usize>());
     store.checkpoint().unwrap();
