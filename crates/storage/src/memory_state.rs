@@ -5,11 +5,11 @@
 //! state of the last checkpoint.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow, Range};
+use std::ops::{Bound, Range};
 
 use parking_lot::RwLock;
 
-use crate::state_store::{Batch, StateError, StateStats, StateStore};
+use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit};
 
 /// Rows copied out at a time in a scan, so that `visit` runs without the lock.
 const SCAN_ROWS_MAX: usize = 256;
@@ -20,11 +20,14 @@ pub struct MemoryState {
     inner: RwLock<Inner>,
 }
 
+/// Rows of a batch with what they held before.
+type Replaced = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
 #[derive(Debug, Default)]
 struct Inner {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Of each batch since the last checkpoint: what its rows held before, in order.
-    tail: Vec<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
+    tail: Vec<Replaced>,
     checkpoints: u64,
 }
 
@@ -74,11 +77,7 @@ impl StateStore for MemoryState {
         Ok(self.inner.read().rows.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        range: Range<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StateError> {
+    fn scan(&self, range: Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError> {
         let mut lower = Bound::Included(range.start.to_vec());
         loop {
             let start = match &lower {

@@ -69,7 +69,7 @@ use parking_lot::Mutex;
 use self::buffer::Buffer;
 use self::engine::{Chunks, Engine, Found};
 use self::open::Paths;
-use crate::state_store::{Batch, StateError, StateStats, StateStore};
+use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit};
 
 /// Gathered rows that a scan copies at a time.
 const SCAN_ROWS_MAX: usize = 512;
@@ -211,21 +211,16 @@ impl StateStore for SledState {
         self.get_settled(key)
     }
 
-    fn scan(
-        &self,
-        range: Range<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StateError> {
+    fn scan(&self, range: Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError> {
         let mut start = range.start.to_vec();
         while start.as_slice() < range.end {
             // What is gathered comes first: what leaves it meanwhile is in the tree before.
-            let (gathered, next) =
-                self.shared.buffer.page(start.as_slice()..range.end, SCAN_ROWS_MAX);
-            let end = next.as_deref().unwrap_or(range.end);
-            if self.scan_page(start.as_slice()..end, gathered, visit)?.is_break() {
+            let page = self.shared.buffer.page(start.as_slice()..range.end, SCAN_ROWS_MAX);
+            let end = page.next.as_deref().unwrap_or(range.end);
+            if self.scan_page(start.as_slice()..end, page.rows, visit)?.is_break() {
                 break;
             }
-            match next {
+            match page.next {
                 Some(next) => start = next,
                 None => break,
             }
@@ -273,7 +268,7 @@ impl SledState {
         &self,
         range: Range<&[u8]>,
         gathered: Vec<(Bytes, Option<Bytes>)>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> Result<ControlFlow<()>, StateError> {
         let mut gathered = gathered.into_iter().peekable();
         let mut show = |key: &[u8], value: Option<&[u8]>| match value {

@@ -69,6 +69,9 @@ pub struct StateStats {
     pub checkpoints: u64,
 }
 
+/// What a scan calls with the key and the value of each row, until it breaks.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// Rows that [`StateStore::clear`] removes at a time.
 const CLEAR_BATCH_ROWS_MAX: usize = 512;
 
@@ -113,11 +116,7 @@ pub trait StateStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StateError`] if a row cannot be read.
-    fn scan(
-        &self,
-        range: Range<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StateError>;
+    fn scan(&self, range: Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError>;
 
     /// Applies a batch atomically.
     ///

@@ -46,6 +46,14 @@ struct Pending {
     group: u64,
 }
 
+/// Rows of a range, and where the part of the range ends for which they are all.
+pub(super) struct Page {
+    /// In order; `None` for a removed row.
+    pub(super) rows: Vec<(Bytes, Option<Bytes>)>,
+    /// The first row that is not in `rows`; `None` if they reach to the end of the range.
+    pub(super) next: Option<Vec<u8>>,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
@@ -184,22 +192,13 @@ impl Buffer {
         self.overlay.read().get(key).map(|pending| pending.value.clone())
     }
 
-    /// Up to `rows_max` of the rows of a range that are here, and where the part of the range ends
-    /// for which they are all.
-    pub(super) fn page(
-        &self,
-        range: Range<&[u8]>,
-        rows_max: usize,
-    ) -> (Vec<(Bytes, Option<Bytes>)>, Option<Vec<u8>>) {
+    /// The first rows of a range that are here, up to `rows_max`.
+    pub(super) fn page(&self, range: Range<&[u8]>, rows_max: usize) -> Page {
         let overlay = self.overlay.read();
         let bounds = (Bound::Included(range.start), Bound::Excluded(range.end));
-        let mut rows = overlay.range::<[u8], _>(bounds);
-        let page: Vec<_> = rows
-            .by_ref()
-            .take(rows_max)
-            .map(|(key, pending)| (key.clone(), pending.value.clone()))
-            .collect();
-        let end = rows.next().map(|(key, _)| key.to_vec());
-        (page, end)
+        let mut found = overlay.range::<[u8], _>(bounds);
+        let first = found.by_ref().take(rows_max);
+        let rows = first.map(|(key, pending)| (key.clone(), pending.value.clone())).collect();
+        Page { rows, next: found.next().map(|(key, _)| key.to_vec()) }
     }
 }

@@ -4,7 +4,9 @@ use crate::state_store::StateError;
 
 /// Longest part of a value in one row of the tree, in bytes. Small enough that no page of sled
 /// becomes a file of its own ("blob"), which sled would never sync.
-pub(super) const PART_BYTES_MAX: usize = 2048;
+pub(super) const PART_BYTES_MAX: usize = PART_BYTES as usize;
+
+const PART_BYTES: u32 = 2048;
 
 /// The row that holds the sequence number of the newest checkpoint.
 pub(super) const SEQUENCE_KEY: &[u8] = b"\x00checkpoint";
@@ -79,7 +81,7 @@ impl ChunkRef {
 
     /// Number of chunks.
     pub(super) fn count(self) -> u32 {
-        self.bytes.div_ceil(PART_BYTES_MAX as u32)
+        self.bytes.div_ceil(PART_BYTES)
     }
 
     /// The tree's key of one chunk.

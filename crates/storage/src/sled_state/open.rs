@@ -245,7 +245,13 @@ fn refusal(error: sled::Error) -> Refusal {
         sled::Error::Io(error) if is_of_surroundings(&error) => {
             Refusal::Stop(StateError::Io(error))
         }
-        error => Refusal::Discard(format!("the engine did not open it: {error}")),
+        error @ (sled::Error::Io(_)
+        | sled::Error::Corruption { .. }
+        | sled::Error::CollectionNotFound(_)
+        | sled::Error::Unsupported(_)
+        | sled::Error::ReportableBug(_)) => {
+            Refusal::Discard(format!("the engine did not open it: {error}"))
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) const CRC_BYTES: usize = 4;
 pub(super) const FOOTER_BYTES: usize = 48;
 
 /// The footer with all around it: the end of every file.
-pub(super) const FOOTER_BLOCK_BYTES: u64 = (BLOCK_HEAD_BYTES + FOOTER_BYTES + CRC_BYTES) as u64;
+pub(super) const FOOTER_BLOCK_BYTES: usize = BLOCK_HEAD_BYTES + FOOTER_BYTES + CRC_BYTES;
 
 /// Payload at which a block of rows is closed.
 pub(super) const BLOCK_BYTES_TARGET: usize = 64 << 10;

@@ -201,11 +201,11 @@ pub fn verify(path: &Path) -> Result<SnapshotFile, SnapshotError> {
 pub(super) fn describe(path: &Path) -> Result<SnapshotFile, SnapshotError> {
     let reader = SnapshotReader::open(path)?;
     let damaged = |offset, reason| SnapshotError::Damaged { path: path.to_owned(), offset, reason };
-    let footer_at = reader.bytes.saturating_sub(format::FOOTER_BLOCK_BYTES);
+    let footer_at = reader.bytes.saturating_sub(format::FOOTER_BLOCK_BYTES as u64);
     if footer_at < reader.offset {
         return Err(damaged(reader.offset, "the footer is cut off"));
     }
-    let mut block = [0; format::FOOTER_BLOCK_BYTES as usize];
+    let mut block = [0; format::FOOTER_BLOCK_BYTES];
     let source = reader.file.get_ref();
     source
         .read_exact_at(&mut block, footer_at)
