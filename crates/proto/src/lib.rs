@@ -21,6 +21,7 @@ pub mod limits;
 pub mod page_token;
 pub mod reason;
 pub mod session_token;
+mod shorthand;
 pub mod text;
 
 pub use credential::Credential;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anchorhold_geometry::{Ecef, GeoPoint, Meters};
 use anchorhold_model::{Anchor, AnchorId, LocalPosition, Space};
+use serde::{Deserialize, Serialize};
 
 use super::anchor::{anchor_ids_from_wire, check_tags, geo_point, local_position, space_number};
 use super::region::{RegionSpec, region_from_wire, space_from_wire};
@@ -36,7 +37,7 @@ pub struct ReadSpec {
 }
 
 /// A position in a space.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Place {
     /// On Earth.
     Geo(GeoPoint),
@@ -50,7 +51,7 @@ pub enum Place {
 }
 
 /// Which anchors count.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterSpec {
     /// Properties that must have these values.
     pub properties: BTreeMap<String, String>,

@@ -2,6 +2,7 @@
 
 use anchorhold_geometry::{GeoPoint, Meters};
 use anchorhold_model::{LocalPosition, Pose, Space};
+use serde::{Deserialize, Serialize};
 
 use super::anchor::{geo_point, local_position, space_number};
 use super::query::Place;
@@ -10,7 +11,7 @@ use crate::limits::REGION_RADIUS_M_MAX;
 use crate::{FieldError, v1};
 
 /// A part of a space, checked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RegionSpec {
     /// Everything within a straight-line distance of a place.
     Sphere {

@@ -1,0 +1,90 @@
+//! The methods that are called, as the wire names them.
+
+/// Whether a method writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Changes nothing.
+    Read,
+    /// Changes something, once per request id.
+    Write,
+}
+
+/// A method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Method {
+    /// Its HTTP/2 path.
+    pub(crate) path: &'static str,
+    /// Whether it writes.
+    pub(crate) effect: Effect,
+}
+
+macro_rules! methods {
+    ($($name:ident = $effect:ident $path:literal;)+) => {
+        $(pub(crate) const $name: Method = Method { path: $path, effect: Effect::$effect };)+
+
+        #[cfg(test)]
+        const ALL: &[Method] = &[$($name,)+];
+    };
+}
+
+methods! {
+    CREATE_ANCHOR = Write "/anchorhold.v1.AnchorService/CreateAnchor";
+    BATCH_CREATE_ANCHORS = Write "/anchorhold.v1.AnchorService/BatchCreateAnchors";
+    GET_ANCHOR = Read "/anchorhold.v1.AnchorService/GetAnchor";
+    BATCH_GET_ANCHORS = Read "/anchorhold.v1.AnchorService/BatchGetAnchors";
+    UPDATE_ANCHOR = Write "/anchorhold.v1.AnchorService/UpdateAnchor";
+    DELETE_ANCHOR = Write "/anchorhold.v1.AnchorService/DeleteAnchor";
+    LIST_ANCHORS = Read "/anchorhold.v1.AnchorService/ListAnchors";
+    LOCATE = Read "/anchorhold.v1.LocateService/Locate";
+    GET_ROUTES = Read "/anchorhold.v1.RoutingService/GetRoutes";
+    CREATE_ACCOUNT = Write "/anchorhold.admin.v1.AccountService/CreateAccount";
+    GET_ACCOUNT = Read "/anchorhold.admin.v1.AccountService/GetAccount";
+    LIST_ACCOUNTS = Read "/anchorhold.admin.v1.AccountService/ListAccounts";
+    CREATE_API_KEY = Write "/anchorhold.admin.v1.AccountService/CreateApiKey";
+    ROTATE_API_KEY = Write "/anchorhold.admin.v1.AccountService/RotateApiKey";
+    REVOKE_API_KEY = Write "/anchorhold.admin.v1.AccountService/RevokeApiKey";
+    LAY_OUT_ACCOUNT = Write "/anchorhold.admin.v1.AccountService/LayOutAccount";
+    GET_CLUSTER_STATUS = Read "/anchorhold.admin.v1.ClusterService/GetClusterStatus";
+    LIST_NODES = Read "/anchorhold.admin.v1.ClusterService/ListNodes";
+    LIST_ZONES = Read "/anchorhold.admin.v1.ClusterService/ListZones";
+    LIST_SHARDS = Read "/anchorhold.admin.v1.ClusterService/ListShards";
+    GET_SERVER_INFO = Read "/anchorhold.admin.v1.ClusterService/GetServerInfo";
+    WHO_AM_I = Read "/anchorhold.admin.v1.ClusterService/WhoAmI";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use prost::Message;
+    use prost_types::method_options::IdempotencyLevel;
+
+    use super::*;
+
+    #[test]
+    fn every_public_method_is_listed_with_the_effect_that_its_proto_states() {
+        let descriptors = anchorhold_proto::FILE_DESCRIPTOR_SET;
+        let descriptors = prost_types::FileDescriptorSet::decode(descriptors).unwrap();
+        let mut stated = BTreeMap::new();
+        for file in descriptors.file.iter().filter(|file| file.package() != "anchorhold.peer.v1") {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let level = method.options.clone().unwrap_or_default().idempotency_level();
+                    stated.insert(path, level);
+                }
+            }
+        }
+        let listed: BTreeMap<_, _> = ALL
+            .iter()
+            .map(|method| {
+                let level = match method.effect {
+                    Effect::Read => IdempotencyLevel::NoSideEffects,
+                    Effect::Write => IdempotencyLevel::Idempotent,
+                };
+                (method.path.to_owned(), level)
+            })
+            .collect();
+        assert_eq!(listed, stated);
+    }
+}
