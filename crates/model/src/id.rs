@@ -409,16 +409,19 @@ impl FromStr for AnchorId {
     }
 }
 
-/// Hexadecimal without trailing zeros, but never shorter than the account number.
+/// Hexadecimal without trailing zeros: the account's number, then the rest if there is any.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = format!("{:032x}", self.0);
-        let length = digits.trim_end_matches('0').len().max(8);
-        f.write_str(&digits[..length])
+        let (account, rest) = digits.split_at(8);
+        match rest.trim_end_matches('0') {
+            "" => f.write_str(account),
+            rest => write!(f, "{account}-{rest}"),
+        }
     }
 }
 
-/// Both ends as [`Key`]s: `[00000001..00000002)`, `[00000001..)`.
+/// Both ends as [`Key`]s: `[00000001..00000001-8)`, `[00000001-8..)`.
 impl fmt::Display for KeyRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.end {

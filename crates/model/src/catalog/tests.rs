@@ -159,9 +159,10 @@ fn account_gets_shards_over_its_whole_range() {
         })
         .collect();
     expect![[r#"
-        s1 1.1.1 [00000001..000000012) r1@n1 r2@n2 r3@n3
-        s2 1.1.1 [000000012..000000018) r1@n1 r2@n2 r3@n3
-        s3 1.1.1 [000000018..00000002) r1@n1 r2@n2 r3@n3"#]].assert_eq(&text.join("\n"));
+        s1 1.1.1 [00000001..00000001-2) r1@n1 r2@n2 r3@n3
+        s2 1.1.1 [00000001-2..00000001-8) r1@n1 r2@n2 r3@n3
+        s3 1.1.1 [00000001-8..00000002) r1@n1 r2@n2 r3@n3"#]]
+    .assert_eq(&text.join("\n"));
     assert_eq!(state.account_by_name("acme").unwrap().account, number);
     assert_eq!(state.account_by_key_id("key-acme").unwrap().account, number);
     assert_eq!(state.shard_of(Key::account_start(AccountNumber(2))), None);

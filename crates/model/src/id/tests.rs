@@ -287,7 +287,7 @@ fn ranges_read_short() {
     expect![[r#"
         [00000000..)
         [00000007..00000008)
-        [000000078..00000008)
+        [00000007-8..00000008)
         [ffffffff..)"#]]
     .assert_eq(&all.map(|range| range.to_string()).join("\n"));
     assert!(KeyRange::EMPTY.is_empty() && !KeyRange::FULL.is_empty());
