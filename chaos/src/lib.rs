@@ -1,1 +1,14 @@
-//! (header follows)
+//! Faults on purpose, under load, and the check that the promise held.
+//!
+//! * [`load`] writes through the SDK and notes every acknowledgement.
+//! * [`ledger`] knows what must be there, finds what is not, and measures how long clients waited.
+//! * [`failover`] kills the node that leads most shards, round after round.
+//!
+//! Everything random follows from a seed that is part of every report. Processes are real, all
+//! traffic stays on loopback.
+//!
+//! Not here: starting and killing processes (`cluster`).
+
+pub mod failover;
+pub mod ledger;
+pub mod load;

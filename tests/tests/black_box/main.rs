@@ -7,7 +7,7 @@ mod access;
 mod bad_input;
 mod docs;
 mod expiry;
-
+mod faults;
 mod fuzz;
 mod life;
 mod locate;
@@ -15,3 +15,4 @@ mod methods;
 mod oracle;
 mod pages;
 mod reads;
+mod returning;
