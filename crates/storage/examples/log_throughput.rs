@@ -30,7 +30,9 @@ fn main() -> Result<(), Failure> {
     let seconds: u64 = arguments.next().map_or(Ok(4), |text| text.parse())?;
     let root = root.join(format!("log-throughput-{}", std::process::id()));
     std::fs::create_dir_all(&root)?;
-    println!("content  subject     appends/s    p50 ms    p99 ms  appends/fsync  bytes written/given");
+    println!(
+        "content  subject     appends/s    p50 ms    p99 ms  appends/fsync  bytes written/given"
+    );
     for round in 0..3 {
         for length in [256, 4096] {
             bare_file(&root.join(format!("file-{round}")), length, Duration::from_secs(seconds))?;
@@ -81,7 +83,8 @@ fn run(
     });
     let took = started.elapsed();
     waits.sort_unstable();
-    let at = |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)].as_secs_f64() * 1e3;
+    let at =
+        |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)].as_secs_f64() * 1e3;
     let count = u32::try_from(waits.len()).unwrap_or(u32::MAX);
     let (fsyncs, amplification) = figures();
     let fsyncs = u32::try_from(fsyncs.max(1)).unwrap_or(u32::MAX);

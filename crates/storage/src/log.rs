@@ -83,9 +83,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-pub use self::memory::MemoryLog;
 use self::group::GroupState;
 use self::index::{Index, Slot};
+pub use self::memory::MemoryLog;
 use self::queue::{Room, Shared, State};
 use self::recovery::Recovered;
 use self::segment::{LOCK_NAME, Segment, number_of};
@@ -259,7 +259,8 @@ impl SegmentedLog {
     #[must_use]
     pub fn largest_groups(&self, count_max: usize) -> Vec<(GroupId, u64)> {
         let state = self.shared.state.lock();
-        let bytes = |slots: &GroupState<Slot>| slots.slots.iter().map(|s| u64::from(s.length)).sum();
+        let bytes =
+            |slots: &GroupState<Slot>| slots.slots.iter().map(|s| u64::from(s.length)).sum();
         let groups = state.index.groups.iter();
         let mut found: Vec<(GroupId, u64)> =
             groups.map(|(group, slots)| (*group, bytes(slots))).collect();
@@ -351,10 +352,10 @@ fn build(
     let mut seen = BTreeMap::new();
     let mut written = BTreeMap::new();
     for (group, state) in recovered.groups {
-        written.insert(group, writer::homes(&state, |slot| Home {
-            segment: slot.segment,
-            length: slot.length,
-        }));
+        written.insert(
+            group,
+            writer::homes(&state, |slot| Home { segment: slot.segment, length: slot.length }),
+        );
         let slots = state.slots.into_iter().map(|slot| {
             uses.gain(Home { segment: slot.segment, length: slot.length });
             Slot {
@@ -405,6 +406,7 @@ fn build(
         checksum: recovered.tail.checksum,
         oldest,
         marked: false,
+        short_of_space: false,
         copying: writer::Cursor::default(),
         frame: frame::FrameWriter::default(),
         offsets: Vec::new(),

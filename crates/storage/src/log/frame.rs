@@ -367,8 +367,7 @@ impl<'a> RecordReader<'a> {
         }
         let hard_state = if flags & 1 != 0 { Some(self.hard_state()?) } else { None };
         let purged = if flags & 2 != 0 { Some(self.position()?) } else { None };
-        let live =
-            if flags & 4 != 0 { Some((self.varint()?, self.position()?)) } else { None };
+        let live = if flags & 4 != 0 { Some((self.varint()?, self.position()?)) } else { None };
         Ok((group, Carried { hard_state, purged, live }))
     }
 
@@ -409,7 +408,8 @@ impl<'a> RecordReader<'a> {
 
     fn group(&mut self) -> Result<GroupId, Fault> {
         let shard = self.varint()?;
-        let incarnation = u32::try_from(self.varint()?).map_err(|_| "an incarnation is too large")?;
+        let incarnation =
+            u32::try_from(self.varint()?).map_err(|_| "an incarnation is too large")?;
         Ok(GroupId { shard, incarnation })
     }
 

@@ -93,13 +93,12 @@ impl<S> GroupState<S> {
     /// Which rule an append breaks, if any.
     pub(crate) fn refuses_append(&self, entries: &[LogEntry]) -> Option<&'static str> {
         let first = entries.first()?.position.index;
-        let consecutive =
-            entries.iter().zip(first..).all(|(entry, index)| entry.position.index == index);
-        if !consecutive {
-            return Some("the entries' indexes are not consecutive");
-        }
-        if INDEX_MAX - first < entries.len() as u64 || INDEX_MAX < first {
+        if INDEX_MAX < first || INDEX_MAX - first < entries.len() as u64 {
             return Some("the index is out of range");
+        }
+        let mut indexed = entries.iter().zip(first..);
+        if !indexed.all(|(entry, index)| entry.position.index == index) {
+            return Some("the entries' indexes are not consecutive");
         }
         match (self.next_index(), self.purged) {
             (Some(_), Some(mark)) if first <= mark.index => {

@@ -25,11 +25,26 @@ pub(super) const CHANGE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// What the writer has to put on disk.
 pub(super) enum Change {
-    Append { group: GroupId, entries: Vec<LogEntry> },
-    Truncate { group: GroupId, from: u64, last: Option<LogPosition> },
-    SaveHardState { group: GroupId, hard_state: HardState },
-    Purge { group: GroupId, up_to: LogPosition },
-    Drop { group: GroupId },
+    Append {
+        group: GroupId,
+        entries: Vec<LogEntry>,
+    },
+    Truncate {
+        group: GroupId,
+        from: u64,
+        last: Option<LogPosition>,
+    },
+    SaveHardState {
+        group: GroupId,
+        hard_state: HardState,
+    },
+    Purge {
+        group: GroupId,
+        up_to: LogPosition,
+    },
+    Drop {
+        group: GroupId,
+    },
     /// Nothing; the outcome is known, but waits its turn.
     Nothing(Result<(), LogError>),
 }

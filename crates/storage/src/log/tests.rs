@@ -17,9 +17,7 @@ use bytes::Bytes;
 
 use super::{LogConfig, OpenError, SegmentedLog};
 use crate::fs::MemoryFs;
-use crate::log_store::{
-    GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite,
-};
+use crate::log_store::{GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite};
 
 const DIR: &str = "/log";
 

@@ -115,10 +115,13 @@ pub(super) fn tidy(
 ) -> Result<Option<Unopened>, OpenError> {
     let unopened = recovered.unopened.take();
     let work = || -> io::Result<Option<Unopened>> {
+        // What was written last may be here by the grace of the page cache only, its fsync having
+        // failed: it is written again, so that this fsync counts.
+        let identity_file = fs.open(&dir.join(IDENTITY_NAME))?;
+        identity_file.write_at(&identity(recovered.log_id), 0)?;
+        identity_file.sync_data()?;
         if let Some(newest) = recovered.segments.last() {
             let tail = &recovered.tail;
-            // The last frame may be here by the grace of the page cache only, its fsync having
-            // failed: it is written again, so that this fsync counts.
             newest.file.write_at(&tail.frame.1, tail.frame.0)?;
             zero(&*newest.file, tail.garbage.clone())?;
             newest.file.sync_data()?;

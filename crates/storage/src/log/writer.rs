@@ -79,6 +79,8 @@ pub(super) struct Writer {
     pub(super) oldest: u64,
     /// Whether the last frame is a marker.
     pub(super) marked: bool,
+    /// Whether the last attempt to prepare a segment failed for want of space.
+    pub(super) short_of_space: bool,
     pub(super) copying: Cursor,
     pub(super) frame: FrameWriter,
     pub(super) offsets: Vec<u32>,
@@ -154,18 +156,17 @@ impl Writer {
 
     fn work(&mut self, queue: &mut VecDeque<Queued>, closing: bool) -> io::Result<()> {
         let idle = queue.is_empty();
-        self.prepare_ahead()?;
         while !queue.is_empty() {
             self.write_batch(queue)?;
             self.prepare_ahead()?;
         }
         if idle && !closing && self.has_upkeep() {
+            // First of all: it may free the space that the next segment needs.
             self.write_batch(queue)?;
-            self.prepare_ahead()?;
         } else if (idle || closing) && !self.marked {
             self.write_marker()?;
         }
-        Ok(())
+        self.prepare_ahead()
     }
 
     /// Writes the next changes of the queue, and what upkeep is due, as one frame.
@@ -365,10 +366,7 @@ impl Writer {
 }
 
 /// The writer's own picture of what was recovered, as far as groups go.
-pub(super) fn homes<S: Copy>(
-    state: &GroupState<S>,
-    home: impl Fn(S) -> Home,
-) -> GroupState<Home> {
+pub(super) fn homes<S: Copy>(state: &GroupState<S>, home: impl Fn(S) -> Home) -> GroupState<Home> {
     GroupState {
         hard_state: state.hard_state,
         purged: state.purged,

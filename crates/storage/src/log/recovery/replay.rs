@@ -202,7 +202,8 @@ impl Replay {
         for (group, state) in &self.groups {
             let hole = state.slots.iter().any(|slot| slot.segment == NOWHERE);
             let last_term = state.slots.back().map(|slot| slot.term);
-            if hole || last_term.is_some_and(|term| state.last.map(|last| last.term) != Some(term)) {
+            if hole || last_term.is_some_and(|term| state.last.map(|last| last.term) != Some(term))
+            {
                 return Err(OpenError::Damaged {
                     segment: oldest,
                     offset: 0,

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::log_store::{GroupLog, ReadError};
 use crate::MemoryLog;
 use crate::fs::RealFs;
+use crate::log_store::{GroupLog, ReadError};
 
 /// One log that can be stopped and started again. Reopening keeps what was acknowledged.
 trait Subject {
@@ -256,10 +256,10 @@ fn reads_are_bounded(subject: &mut impl Subject) {
     }
 }
 
-fn many_changes_without_waiting_end_in_the_right_state(subject: &mut impl Subject) {
+fn many_changes_without_waiting_end_in_the_right_state<S: Subject>(subject: &mut S) {
     let a = group(1);
     let outcomes = Arc::new(Mutex::new(Vec::new()));
-    let submit = |log: &<_ as Subject>::Log, change| fire(log, change, &outcomes);
+    let submit = |log: &S::Log, change| fire(log, change, &outcomes);
     for term in 1..40 {
         let log = subject.log();
         submit(log, append(a, term, 10..20, 50));
@@ -283,11 +283,7 @@ fn many_changes_without_waiting_end_in_the_right_state(subject: &mut impl Subjec
     assert!(outcomes.lock().unwrap().iter().all(Result::is_ok));
 }
 
-fn fire(
-    log: &impl LogStore,
-    change: LogWrite,
-    outcomes: &Arc<Mutex<Vec<Result<(), LogError>>>>,
-) {
+fn fire(log: &impl LogStore, change: LogWrite, outcomes: &Arc<Mutex<Vec<Result<(), LogError>>>>) {
     let outcomes = Arc::clone(outcomes);
     log.submit(change, Box::new(move |outcome| outcomes.lock().unwrap().push(outcome)));
 }
@@ -299,7 +295,10 @@ fn a_crash_of_the_memory_log_loses_exactly_the_unsynced_changes() {
     let (sender, receiver) = mpsc::channel();
     for index in 0..5 {
         let sender = sender.clone();
-        log.submit(append(a, 1, index..index + 1, 8), Box::new(move |_| sender.send(index).unwrap()));
+        log.submit(
+            append(a, 1, index..index + 1, 8),
+            Box::new(move |_| sender.send(index).unwrap()),
+        );
     }
     assert_eq!(log.group(a).unwrap().last, Some(at(1, 4)));
     assert_eq!(log.sync_first(2), 2);

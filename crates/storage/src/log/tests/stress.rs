@@ -1,1 +1,125 @@
-//! (being written)
+//! Readers beside a writer, a purger and copying forward.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::*;
+use crate::fs::RealFs;
+use crate::log_store::ReadError;
+
+const GROUPS: u64 = 8;
+
+/// What a reader may rely on: `low..high` of the group is live while it reads.
+#[derive(Default)]
+struct Bounds {
+    low: AtomicU64,
+    high: AtomicU64,
+    /// The lowest index that a reader is at; the purger stays below it.
+    pin: AtomicU64,
+}
+
+#[test]
+fn live_entries_are_readable_while_everything_else_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig {
+        segment_bytes: 32 << 10,
+        recent_bytes_max: 16 << 10,
+        disk_bytes_target: 128 << 10,
+        copy_bytes_max: 4096,
+        idle_marker: Duration::from_millis(1),
+        ..LogConfig::default()
+    };
+    let log = SegmentedLog::open(Arc::new(RealFs), dir.path(), config).unwrap();
+    let bounds: Vec<Bounds> = (0..GROUPS).map(|_| Bounds::default()).collect();
+    let stop = AtomicBool::new(false);
+    // Entries of group 0 are never purged: they are copied forward again and again.
+    write(&log, append(group(0), 1, 0..50, 200)).unwrap();
+    bounds[0].high.store(50, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| read_until(&log, &bounds, &stop));
+        }
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        for round in 0..1500_u64 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let number = 1 + state % (GROUPS - 1);
+            change(&log, number, &bounds[usize::try_from(number).unwrap()], state >> 8, round);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    let before: Vec<Vec<LogEntry>> =
+        (0..GROUPS).map(|number| read_all(&log, group(number))).collect();
+    drop(log);
+    let log = SegmentedLog::open(Arc::new(RealFs), dir.path(), config).unwrap();
+    for (number, entries) in (0..).zip(before) {
+        assert_eq!(read_all(&log, group(number)), entries);
+    }
+    assert_eq!(read_all(&log, group(0)).len(), 50);
+    assert!(log.stats().disk_bytes < 400 << 10, "{:?}", log.stats());
+}
+
+/// Appends, overwrites an uncommitted suffix, or purges behind the readers.
+fn change(log: &SegmentedLog, number: u64, bounds: &Bounds, random: u64, round: u64) {
+    let group = group(number);
+    let high = bounds.high.load(Ordering::SeqCst);
+    let ignore = || Box::new(|outcome: Result<(), LogError>| outcome.unwrap());
+    match random % 8 {
+        0..5 => {
+            let count = 1 + random % 4;
+            let last = log.group(group).and_then(|found| found.last);
+            let first = last.map_or(0, |last| last.index + 1);
+            let length = usize::try_from(random % 900).unwrap();
+            log.submit(append(group, round, first..first + count, length), ignore());
+            if random % 3 == 0 {
+                // This suffix is not promised to anyone: it is overwritten.
+                log.submit(LogWrite::Truncate { group, from: first }, ignore());
+                log.submit(append(group, round + 1, first..first + 1, length), ignore());
+                bounds.high.store(first + 1, Ordering::SeqCst);
+            } else {
+                bounds.high.store(first + count, Ordering::SeqCst);
+            }
+        }
+        5 => write(log, vote(group, round, 1)).unwrap(),
+        _ => {
+            let low = bounds.low.load(Ordering::SeqCst);
+            if low + 20 < high {
+                bounds.low.store(high - 20, Ordering::SeqCst);
+                // A reader that pinned before it saw the new low end is left alone.
+                let pin = bounds.pin.load(Ordering::SeqCst);
+                let up_to = if pin == 0 { high - 20 } else { pin.min(high - 20) };
+                if 0 < up_to {
+                    let up_to = at(round, up_to - 1);
+                    log.submit(LogWrite::Purge { group, up_to }, ignore());
+                }
+            }
+        }
+    }
+}
+
+fn read_until(log: &SegmentedLog, bounds: &[Bounds], stop: &AtomicBool) {
+    let mut round = 0_u64;
+    while !stop.load(Ordering::SeqCst) {
+        round += 1;
+        let number = round % GROUPS;
+        let bounds = &bounds[usize::try_from(number).unwrap()];
+        // No pin: whatever happens meanwhile, an entry is right, purged, or not there yet.
+        let low = bounds.low.load(Ordering::SeqCst);
+        let high = bounds.high.load(Ordering::SeqCst);
+        if low == high {
+            continue;
+        }
+        match log.read(group(number), low..high, 4096) {
+            Ok(entries) => {
+                assert!(!entries.is_empty());
+                for (index, found) in (low..).zip(&entries) {
+                    assert_eq!(found.position.index, index);
+                    let text = format!("{number}/1/{}/{index}/", found.position.term);
+                    assert!(found.content.starts_with(text.as_bytes()), "{found:?}");
+                }
+            }
+            Err(ReadError::Purged { purged, .. }) => assert!(low <= purged.index),
+            Err(error) => panic!("group {number}, {low}..{high}: {error}"),
+        }
+    }
+}

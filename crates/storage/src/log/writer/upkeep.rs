@@ -29,9 +29,12 @@ pub(in super::super) struct Cursor {
 impl Writer {
     /// Whether there is something to do that no caller waits for.
     pub(super) fn has_upkeep(&self) -> bool {
-        let names_oldest = self.oldest < self.written.uses.oldest_needed()
-            && OLDEST_BYTES <= self.current.free();
-        names_oldest || self.copy_is_due() && (self.can_copy() || self.turns_for_upkeep())
+        self.can_remove() || self.copy_is_due() && (self.can_copy() || self.turns_for_upkeep())
+    }
+
+    /// Whether the next batch frees a segment.
+    fn can_remove(&self) -> bool {
+        self.oldest < self.written.uses.oldest_needed() && OLDEST_BYTES <= self.current.free()
     }
 
     /// Whether upkeep alone is reason enough to switch to the next segment.
@@ -57,8 +60,7 @@ impl Writer {
     fn copy_is_due(&self) -> bool {
         let uses = &self.written.uses;
         let Some(oldest) = uses.oldest() else { return false };
-        let exhausted =
-            self.copying.victim == oldest.segment.number && self.copying.next.is_none();
+        let exhausted = self.copying.victim == oldest.segment.number && self.copying.next.is_none();
         let disk_bytes = uses.disk_bytes();
         1 < uses.len()
             && !exhausted
@@ -228,12 +230,16 @@ impl Writer {
         } else {
             Ok(())
         };
+        let was_short = std::mem::replace(&mut self.short_of_space, made.is_err());
         let mut state = self.shared.state.lock();
         if let Err(error) = made {
             if !is_no_space(&error) {
                 return Err(error);
             }
-            if state.room.failures == room.failures {
+            if self.can_remove() {
+                return Ok(()); // Whoever waits goes on waiting: space is about to be freed.
+            }
+            if !was_short {
                 tracing::warn!(%error, dir = %self.dir.display(), "no space for the next segment");
             }
             state.room.failures += 1;
