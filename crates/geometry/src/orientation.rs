@@ -28,7 +28,9 @@ impl Orientation {
     /// [`OrientationError`] if the norm is farther than [`NORM_TOLERANCE`] from 1, NaN included.
     pub fn new(xyzw: [f64; 4]) -> Result<Self, OrientationError> {
         let norm = xyzw.iter().map(|c| c * c).sum::<f64>().sqrt();
-        if !((norm - 1.0).abs() <= NORM_TOLERANCE) {
+        // False for NaN.
+        let is_unit = (norm - 1.0).abs() <= NORM_TOLERANCE;
+        if !is_unit {
             return Err(OrientationError { norm });
         }
         Ok(Self(xyzw.map(|c| c / norm)))
@@ -37,5 +39,24 @@ impl Orientation {
     /// Components x, y, z, w.
     pub fn xyzw(self) -> [f64; 4] {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quaternion_of_single_precision_is_taken_and_made_a_unit() {
+        let half = f64::from(0.5_f32.sqrt());
+        let [x, y, z, w] = Orientation::new([half * 1.000_5, 0.0, 0.0, half]).unwrap().xyzw();
+        assert!(((x * x + y * y + z * z + w * w).sqrt() - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn what_is_no_rotation_is_refused() {
+        for xyzw in [[0.0; 4], [0.0, 0.0, 0.0, 1.01], [f64::NAN, 0.0, 0.0, 1.0], [f64::MAX; 4]] {
+            assert!(Orientation::new(xyzw).is_err(), "{xyzw:?}");
+        }
     }
 }

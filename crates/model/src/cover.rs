@@ -119,7 +119,8 @@ pub fn cover_near(account: AccountNumber, near: &Pose, radius_m: f64) -> Vec<Key
 /// As [`cover_near`], for a point on Earth.
 pub fn cover_near_point(account: AccountNumber, point: GeoPoint, radius_m: f64) -> Vec<KeyRange> {
     let chord = (radius_m + DRIFT_M_MAX + ROUNDING_M) / cell::SPHERE_RADIUS_M;
-    if !(chord < 2.0) {
+    // Beyond the sphere's diameter, or not a number.
+    if 2.0 <= chord || chord.is_nan() {
         return vec![KeyRange::of_space(account, Space::Earth)];
     }
     let center = Point(cell::normal(point));

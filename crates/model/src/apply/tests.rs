@@ -31,10 +31,8 @@ fn revision(outcome: &Outcome) -> u64 {
 }
 
 fn rejection(outcome: Outcome) -> Rejection {
-    match outcome {
-        Outcome::Rejected(rejection) => rejection,
-        other => panic!("{other:?}"),
-    }
+    let Outcome::Rejected(rejection) = outcome else { panic!("{outcome:?}") };
+    rejection
 }
 
 #[test]

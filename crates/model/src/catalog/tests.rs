@@ -69,17 +69,13 @@ fn three_zones() -> CatalogState {
 }
 
 fn account(outcome: &CatalogOutcome) -> (AccountNumber, Vec<ShardId>) {
-    match outcome {
-        CatalogOutcome::AccountCreated { account, shards } => (*account, shards.clone()),
-        other => panic!("{other:?}"),
-    }
+    let CatalogOutcome::AccountCreated { account, shards } = outcome else { panic!("{outcome:?}") };
+    (*account, shards.clone())
 }
 
 fn rejection(outcome: CatalogOutcome) -> CatalogRejection {
-    match outcome {
-        CatalogOutcome::Rejected(rejection) => rejection,
-        other => panic!("{other:?}"),
-    }
+    let CatalogOutcome::Rejected(rejection) = outcome else { panic!("{outcome:?}") };
+    rejection
 }
 
 #[test]

@@ -163,7 +163,7 @@ proptest! {
     fn bound_is_never_above_a_true_distance(
         range in any_range(), from in any_point(),
         placed in prop::collection::vec((any_point(), any_placed(20_000.0)), 1..20),
-        share in prop::collection::vec(0.0..1.0_f64, 8),
+        share in prop::collection::vec(any::<u64>(), 8),
     ) {
         let bounds = RangeBounds::new(ACCOUNT, &range);
         let bound_m = bounds.lower_bound_from_point_m(from);
@@ -258,10 +258,9 @@ proptest! {
 }
 
 /// A point in a cell of a range of cells on Earth.
-fn point_of_cell(first: CellIndex, last: CellIndex, share: f64) -> Option<GeoPoint> {
+fn point_of_cell(first: CellIndex, last: CellIndex, share: u64) -> Option<GeoPoint> {
     let (first, end) = cell::leaves(first, last)?;
-    let span = (end.0 - first.0) as f64;
-    let leaf = CellID((first.0 + (span * share) as u64).min(end.0 - 2) | 1);
+    let leaf = CellID((first.0 + share % (end.0 - first.0)) | 1);
     let direction = Point::from(leaf).0;
     let latitude = direction.z.asin().to_degrees();
     GeoPoint::new(latitude, direction.y.atan2(direction.x).to_degrees(), 0.0).ok()
