@@ -219,13 +219,16 @@ impl Transport {
             grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
             grpc.unary(request, path, EncodedCodec::default()).await
         });
+        let no_answer = || {
+            let status = Status::deadline_exceeded(format!("{} did not answer", node.address));
+            (Origin::NoAnswer, ReceivedFailure::of_status(&status))
+        };
         match answer.await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Err(_) => Err(no_answer()),
+            // How tonic says, on either side, that `grpc-timeout` has run out.
+            Ok(Err(status)) if status.code() == Code::Cancelled => Err(no_answer()),
             Ok(Err(status)) => Err((origin_of(&status), ReceivedFailure::of_status(&status))),
-            Err(_) => {
-                let status = Status::deadline_exceeded(format!("{} did not answer", node.address));
-                Err((Origin::NoAnswer, ReceivedFailure::of_status(&status)))
-            }
         }
     }
 
