@@ -37,7 +37,14 @@ pub use generated::anchorhold::v1;
 
 /// Generated code, nested as the packages are because it refers to itself by relative paths.
 mod generated {
-    #![allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        missing_docs,
+        unreachable_pub,
+        reason = "generated"
+    )]
 
     pub mod anchorhold {
         pub mod v1 {

@@ -1,1 +1,38 @@
-//! (header follows)
+//! The node: configuration, gRPC services, index upkeep.
+//!
+//! A write flows: gRPC service ([`api`]) -> [`authorize`] -> [`route`] -> [`forward`] -> propose on
+//! the leader ([`serve`]) -> reply. A query flows: service -> authorize -> covering and shards
+//! ([`find`]) -> forward -> [`index`] and records (serve) -> merge -> reply. Each is one straight
+//! path with one room per step.
+//!
+//! [`Node::build`] makes the binary's node and the simulated one alike: what differs are the
+//! [`NodeSeams`].
+//!
+//! Not here: agreeing on commands (`consensus`), what they mean (`model`), search within a shard
+//! (`localization`).
+
+pub mod api;
+pub mod authorize;
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod find;
+pub mod forward;
+pub mod http;
+pub mod identity;
+pub mod index;
+pub mod layout;
+pub mod node;
+pub mod request;
+pub mod route;
+pub mod seams_real;
+pub mod serve;
+pub mod survey;
+pub mod sweep;
+pub mod telemetry;
+
+pub use config::{AdminKey, ConfigError, Limits, LogFormat, NodeConfig};
+pub use node::{Addresses, Node, NodeError, NodeSeams, Stores};
+
+/// The version of this binary.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

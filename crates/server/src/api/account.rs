@@ -1,0 +1,467 @@
+//! `AccountService`: accounts, their keys, their first layout.
+//!
+//! A secret is made here, shown once, and kept as a hash by the catalog. A retry of a request that
+//! has succeeded is known by the catalog's memory of request ids; it cannot show the secret again.
+
+use std::time::Duration;
+
+use anchorhold_consensus::ProposeError;
+use anchorhold_model::catalog::{
+    AccountRecord, ApiKey, CatalogCommand, CatalogOutcome, CatalogRejection, CatalogState,
+    ClassRecord, DEFAULT_CLASS,
+};
+use anchorhold_model::{AccountNumber, Key, KeyRange, RequestId, Timestamp};
+use anchorhold_proto::admin_v1 as wire;
+use anchorhold_proto::admin_v1::account_service_server::AccountService;
+use anchorhold_proto::convert::{key_from_wire, request_id_from_wire, time_to_wire};
+use anchorhold_proto::limits::{ACCOUNT_SHARDS_MAX, LAYOUT_SAMPLE_MAX, page_size};
+use anchorhold_proto::{Failure, FieldError, PageToken, QueryHash, Reason};
+use tonic::{Request, Response, Status};
+
+use super::{Call, Door};
+use crate::authorize::{Audience, account_digest, account_key};
+use crate::layout;
+
+/// The service.
+#[derive(Clone)]
+pub struct Accounts {
+    door: Door,
+}
+
+impl Accounts {
+    /// The service behind a door.
+    pub fn new(door: Door) -> Self {
+        Self { door }
+    }
+}
+
+/// How long an answer waits for this node's own catalog to show what was done.
+const VISIBLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[tonic::async_trait]
+impl AccountService for Accounts {
+    async fn create_account(
+        &self,
+        request: Request<wire::CreateAccountRequest>,
+    ) -> Result<Response<wire::CreateAccountResponse>, Status> {
+        self.door.call("CreateAccount", Audience::Operators, request, create).await
+    }
+
+    async fn get_account(
+        &self,
+        request: Request<wire::GetAccountRequest>,
+    ) -> Result<Response<wire::GetAccountResponse>, Status> {
+        self.door
+            .call("GetAccount", Audience::Operators, request, |call, request| async move {
+                get(&call, request)
+            })
+            .await
+    }
+
+    async fn list_accounts(
+        &self,
+        request: Request<wire::ListAccountsRequest>,
+    ) -> Result<Response<wire::ListAccountsResponse>, Status> {
+        self.door
+            .call("ListAccounts", Audience::Operators, request, |call, request| async move {
+                list(&call, &request)
+            })
+            .await
+    }
+
+    async fn create_api_key(
+        &self,
+        request: Request<wire::CreateApiKeyRequest>,
+    ) -> Result<Response<wire::CreateApiKeyResponse>, Status> {
+        self.door.call("CreateApiKey", Audience::Operators, request, create_key).await
+    }
+
+    async fn rotate_api_key(
+        &self,
+        request: Request<wire::RotateApiKeyRequest>,
+    ) -> Result<Response<wire::RotateApiKeyResponse>, Status> {
+        self.door.call("RotateApiKey", Audience::Operators, request, rotate_key).await
+    }
+
+    async fn revoke_api_key(
+        &self,
+        request: Request<wire::RevokeApiKeyRequest>,
+    ) -> Result<Response<wire::RevokeApiKeyResponse>, Status> {
+        self.door.call("RevokeApiKey", Audience::Operators, request, revoke_key).await
+    }
+
+    async fn lay_out_account(
+        &self,
+        request: Request<wire::LayOutAccountRequest>,
+    ) -> Result<Response<wire::LayOutAccountResponse>, Status> {
+        self.door.call("LayOutAccount", Audience::Operators, request, lay_out).await
+    }
+}
+
+async fn create(
+    call: Call,
+    request: wire::CreateAccountRequest,
+) -> Result<wire::CreateAccountResponse, Failure> {
+    let given = request_id_from_wire(&request.request_id)?;
+    let request_id = call.request_id(given);
+    if ACCOUNT_SHARDS_MAX < request.shards {
+        let problem = format!("must be at most {ACCOUNT_SHARDS_MAX}");
+        return Err(FieldError::invalid("shards", problem).into());
+    }
+    if let Some(account) = created_before(&call.core.catalog(), request_id, &request.name) {
+        return Ok(wire::CreateAccountResponse { account: Some(account), api_key: String::new() });
+    }
+    let catalog = call.core.catalog();
+    let class = class_of(&catalog, &request.placement_class)?;
+    let shards = usize::try_from(request.shards.max(1)).unwrap_or(1);
+    // The catalog puts the number in: it is not known before.
+    let cuts = layout::even_cuts(AccountNumber(0), shards);
+    let placements = placements(&catalog, class, cuts.len() + 1)?;
+    let (key, text) = make_key(&call);
+    let command = CatalogCommand::CreateAccount {
+        request_id,
+        name: request.name.clone(),
+        class: class.class_id,
+        keys: vec![key],
+        cuts,
+        placements,
+    };
+    match propose(&call, command).await {
+        Ok(CatalogOutcome::AccountCreated { account, .. }) => {
+            let catalog = shown(&call, |catalog| catalog.accounts.contains_key(&account)).await;
+            let account = catalog.accounts.get(&account).map(|account| to_wire(&catalog, account));
+            Ok(wire::CreateAccountResponse { account, api_key: text })
+        }
+        Ok(_) => Err(unexpected()),
+        // A retry that another node got first: the key differs, so the content does.
+        Err(failure) if failure.reason == Reason::RequestIdReused => {
+            let is_there = |catalog: &CatalogState| {
+                created_before(catalog, request_id, &request.name).is_some()
+            };
+            let catalog = shown(&call, is_there).await;
+            let account = created_before(&catalog, request_id, &request.name).ok_or(failure)?;
+            Ok(wire::CreateAccountResponse { account: Some(account), api_key: String::new() })
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The account that a request made before, if it had this name.
+fn created_before(
+    catalog: &CatalogState,
+    request_id: RequestId,
+    name: &str,
+) -> Option<wire::Account> {
+    let kept = catalog.operations.get(&request_id)?;
+    let CatalogOutcome::AccountCreated { account, .. } = &kept.outcome else { return None };
+    let record = catalog.accounts.get(account).filter(|record| record.name == name)?;
+    Some(to_wire(catalog, record))
+}
+
+fn get(call: &Call, request: wire::GetAccountRequest) -> Result<wire::GetAccountResponse, Failure> {
+    use wire::get_account_request::Account as Which;
+    let catalog = call.core.catalog();
+    let account = match request.account {
+        None => {
+            let problem = "must be set, either `number` or `name`";
+            return Err(FieldError::invalid("account", problem).into());
+        }
+        Some(Which::Number(number)) => catalog.accounts.get(&AccountNumber(number)),
+        Some(Which::Name(name)) => catalog.account_by_name(&name),
+    };
+    let account = account.ok_or_else(no_account)?;
+    Ok(wire::GetAccountResponse { account: Some(to_wire(&catalog, account)) })
+}
+
+fn list(
+    call: &Call,
+    request: &wire::ListAccountsRequest,
+) -> Result<wire::ListAccountsResponse, Failure> {
+    let catalog = call.core.catalog();
+    let query = QueryHash::of("ListAccounts", 0, &[]);
+    let after = PageToken::decode(&request.page_token, query)?;
+    let after = after.map_or(0, |token| u32::try_from(token.after).unwrap_or(u32::MAX));
+    let size = page_size(request.page_size) as usize;
+    let first = AccountNumber(after.saturating_add(1));
+    let mut records = catalog.accounts.range(first..).map(|(_, record)| record);
+    let page: Vec<_> = records.by_ref().take(size).collect();
+    let next = records.next().and(page.last()).map(|last| u128::from(last.account.0));
+    Ok(wire::ListAccountsResponse {
+        accounts: page.into_iter().map(|record| to_wire(&catalog, record)).collect(),
+        next_page_token: next.map(|after| PageToken { after }.encode(query)).unwrap_or_default(),
+    })
+}
+
+async fn create_key(
+    call: Call,
+    request: wire::CreateApiKeyRequest,
+) -> Result<wire::CreateApiKeyResponse, Failure> {
+    let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
+    let account = AccountNumber(request.account);
+    if added_before(&call.core.catalog(), request_id).is_some() {
+        return Ok(wire::CreateApiKeyResponse { key: None, api_key: String::new() });
+    }
+    let (key, text) = make_key(&call);
+    let key_id = key.key_id.clone();
+    propose(&call, CatalogCommand::AddKey { request_id, account, key }).await?;
+    let key = shown_key(&call, account, &key_id).await;
+    Ok(wire::CreateApiKeyResponse { key: Some(key), api_key: text })
+}
+
+async fn rotate_key(
+    call: Call,
+    request: wire::RotateApiKeyRequest,
+) -> Result<wire::RotateApiKeyResponse, Failure> {
+    let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
+    let account = AccountNumber(request.account);
+    if let Some(revoked) = added_before(&call.core.catalog(), request_id) {
+        let revoked_key_id = revoked.unwrap_or_default();
+        return Ok(wire::RotateApiKeyResponse {
+            revoked_key_id,
+            ..wire::RotateApiKeyResponse::default()
+        });
+    }
+    let (key, text) = make_key(&call);
+    let key_id = key.key_id.clone();
+    let outcome = propose(&call, CatalogCommand::RotateKey { request_id, account, key }).await?;
+    let CatalogOutcome::KeyAdded { revoked } = outcome else { return Err(unexpected()) };
+    let key = shown_key(&call, account, &key_id).await;
+    Ok(wire::RotateApiKeyResponse {
+        key: Some(key),
+        api_key: text,
+        revoked_key_id: revoked.unwrap_or_default(),
+    })
+}
+
+/// Whether a request has added a key before, and which one it revoked.
+fn added_before(catalog: &CatalogState, request_id: RequestId) -> Option<Option<String>> {
+    match &catalog.operations.get(&request_id)?.outcome {
+        CatalogOutcome::KeyAdded { revoked } => Some(revoked.clone()),
+        _ => None,
+    }
+}
+
+async fn revoke_key(
+    call: Call,
+    request: wire::RevokeApiKeyRequest,
+) -> Result<wire::RevokeApiKeyResponse, Failure> {
+    request_id_from_wire(&request.request_id)?;
+    let account = AccountNumber(request.account);
+    let command = CatalogCommand::RevokeKey { account, key_id: request.key_id };
+    propose(&call, command).await?;
+    Ok(wire::RevokeApiKeyResponse {})
+}
+
+async fn lay_out(
+    call: Call,
+    request: wire::LayOutAccountRequest,
+) -> Result<wire::LayOutAccountResponse, Failure> {
+    let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
+    let account = AccountNumber(request.account);
+    let catalog = call.core.catalog();
+    if let Some(kept) = catalog.operations.get(&request_id)
+        && let CatalogOutcome::LaidOut { shards } = &kept.outcome
+    {
+        return Ok(laid_out(shards));
+    }
+    let record = catalog.accounts.get(&account).ok_or_else(no_account)?;
+    let class = catalog.classes.get(&record.class).ok_or_else(no_class)?;
+    let cuts = cuts_of(account, request.layout)?;
+    let current: Vec<_> = catalog.shards_of(account).cloned().collect();
+    if call.core.has_anchors(account, &call.deadline).await? {
+        let message = "the account holds anchors: it can be laid out only while it is empty";
+        return Err(Failure::new(Reason::AccountNotEmpty, message));
+    }
+    let placements = placements(&catalog, class, cuts.len() + 1)?;
+    let replaces = current.iter().map(|shard| (shard.shard_id, shard.epoch)).collect();
+    let command = CatalogCommand::LayOut { request_id, account, replaces, cuts, placements };
+    let CatalogOutcome::LaidOut { shards } = propose(&call, command).await? else {
+        return Err(unexpected());
+    };
+    shown(&call, |catalog| shards.iter().all(|id| catalog.shards.contains_key(id))).await;
+    Ok(laid_out(&shards))
+}
+
+fn laid_out(shards: &[anchorhold_model::ShardId]) -> wire::LayOutAccountResponse {
+    wire::LayOutAccountResponse { shard_ids: shards.iter().map(|shard| shard.0).collect() }
+}
+
+fn cuts_of(
+    account: AccountNumber,
+    layout: Option<wire::lay_out_account_request::Layout>,
+) -> Result<Vec<Key>, Failure> {
+    use wire::lay_out_account_request::Layout;
+    let whole = KeyRange::of_account(account);
+    let read = |field: &str, keys: &[bytes::Bytes]| -> Result<Vec<Key>, FieldError> {
+        let keys = keys.iter().enumerate().map(|(item, bytes)| {
+            let field = format!("{field}[{item}]");
+            let key = key_from_wire(bytes).map_err(|error| error.within(&field))?;
+            if whole.contains(key) && whole.start < key {
+                return Ok(key);
+            }
+            Err(FieldError::invalid(field, "must lie inside the account, after its first key"))
+        });
+        keys.collect()
+    };
+    match layout {
+        None => {
+            let problem = "must be set, either `cuts` or `sample`";
+            Err(FieldError::invalid("layout", problem).into())
+        }
+        Some(Layout::Cuts(cuts)) => {
+            if ACCOUNT_SHARDS_MAX as usize <= cuts.keys.len() {
+                let problem = format!("must be fewer than {ACCOUNT_SHARDS_MAX}");
+                return Err(FieldError::invalid("cuts.keys", problem).into());
+            }
+            let keys = read("cuts.keys", &cuts.keys)?;
+            if keys.windows(2).any(|pair| pair[1] <= pair[0]) {
+                let problem = "must be strictly ascending";
+                return Err(FieldError::invalid("cuts.keys", problem).into());
+            }
+            Ok(keys)
+        }
+        Some(Layout::Sample(sample)) => {
+            if !(1..=LAYOUT_SAMPLE_MAX).contains(&sample.keys.len()) {
+                let problem = format!("must be 1 to {LAYOUT_SAMPLE_MAX} keys");
+                return Err(FieldError::invalid("sample.keys", problem).into());
+            }
+            if !(1..=ACCOUNT_SHARDS_MAX).contains(&sample.shards) {
+                let problem = format!("must be in [1, {ACCOUNT_SHARDS_MAX}]");
+                return Err(FieldError::invalid("sample.shards", problem).into());
+            }
+            let keys = read("sample.keys", &sample.keys)?;
+            Ok(layout::quantile_cuts(account, keys, sample.shards as usize))
+        }
+    }
+}
+
+/// A fresh key: what the catalog keeps, and the text that is shown once.
+fn make_key(call: &Call) -> (ApiKey, String) {
+    let (id, secret): (u64, u128) = (call.core.random(), call.core.random());
+    let (key_id, secret) = (format!("{id:016x}"), format!("{secret:032x}"));
+    let hash = account_digest(&key_id, &secret);
+    let text = account_key(&key_id, &secret);
+    // The catalog sets the time.
+    (ApiKey { key_id, hash, create_time: Timestamp(0) }, text)
+}
+
+fn class_of<'a>(catalog: &'a CatalogState, name: &str) -> Result<&'a ClassRecord, Failure> {
+    let class = if name.is_empty() {
+        catalog.classes.get(&DEFAULT_CLASS)
+    } else {
+        catalog.class_by_name(name)
+    };
+    class.ok_or_else(no_class)
+}
+
+fn placements(
+    catalog: &CatalogState,
+    class: &ClassRecord,
+    shards: usize,
+) -> Result<Vec<Vec<anchorhold_model::NodeId>>, Failure> {
+    let placed = layout::place(catalog, class.home.as_deref(), shards);
+    if placed.len() == shards {
+        return Ok(placed);
+    }
+    Err(Failure::new(Reason::NodeNotFound, "no node can take the account's shards"))
+}
+
+/// Proposes to the catalog. A refusal becomes a failure.
+async fn propose(call: &Call, command: CatalogCommand) -> Result<CatalogOutcome, Failure> {
+    match call.core.host.propose_catalog(command, call.deadline.remaining()).await {
+        Ok(CatalogOutcome::Rejected(rejection)) => Err(refused(&rejection)),
+        Ok(outcome) => Ok(outcome),
+        Err(error) => Err(match error {
+            ProposeError::NotLeader { .. } | ProposeError::StaleEpoch { .. } => {
+                Failure::new(Reason::CatalogUnavailable, "the catalog has no leader within reach")
+            }
+            ProposeError::Busy { .. } => {
+                Failure::new(Reason::Overloaded, "too many changes wait for the catalog")
+            }
+            ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. } => {
+                Failure::new(Reason::CommitUnknown, "whether the change was made is not known")
+            }
+        }
+        .retry_after(Duration::from_millis(200))),
+    }
+}
+
+fn refused(rejection: &CatalogRejection) -> Failure {
+    let reason = match rejection {
+        CatalogRejection::NotBootstrapped | CatalogRejection::AlreadyBootstrapped { .. } => {
+            Reason::CatalogUnavailable
+        }
+        CatalogRejection::InvalidName { .. } => {
+            return FieldError::invalid("name", rejection).into();
+        }
+        CatalogRejection::AccountNameTaken { .. } => Reason::AccountExists,
+        CatalogRejection::AccountNotFound { .. } => Reason::AccountNotFound,
+        CatalogRejection::ClassNotFound { .. } => Reason::ClassNotFound,
+        CatalogRejection::NodeNotFound { .. }
+        | CatalogRejection::NodeMoved { .. }
+        | CatalogRejection::NodeRemoved { .. } => Reason::NodeNotFound,
+        CatalogRejection::TooManyKeys { .. } => Reason::ApiKeysFull,
+        CatalogRejection::KeyNotFound => Reason::ApiKeyNotFound,
+        CatalogRejection::ShardsChanged
+        | CatalogRejection::StaleDescriptor { .. }
+        | CatalogRejection::ShardRemoved { .. }
+        | CatalogRejection::ShardNotFound { .. } => Reason::StaleEpoch,
+        CatalogRejection::RequestIdReused => Reason::RequestIdReused,
+        CatalogRejection::OperationsFull => Reason::OperationsFull,
+        CatalogRejection::InvalidKeyId
+        | CatalogRejection::InvalidLayout { .. }
+        | CatalogRejection::NumbersExhausted => Reason::Internal,
+    };
+    Failure::new(reason, rejection.to_string())
+}
+
+/// The catalog here once it shows something, or as it is when the wait is over.
+async fn shown(
+    call: &Call,
+    is_there: impl Fn(&CatalogState) -> bool,
+) -> std::sync::Arc<CatalogState> {
+    let mut catalog = call.core.host.catalog();
+    let timeout = call.deadline.remaining().min(VISIBLE_TIMEOUT);
+    // Not in time is no failure: the change is made, other nodes have it.
+    let _ = tokio::time::timeout(timeout, catalog.wait_for(|state| is_there(state))).await;
+    std::sync::Arc::clone(&catalog.borrow())
+}
+
+async fn shown_key(call: &Call, account: AccountNumber, key_id: &str) -> wire::ApiKey {
+    let catalog = shown(call, |catalog| catalog.account_by_key_id(key_id).is_some()).await;
+    let record = catalog.accounts.get(&account);
+    let key = record.and_then(|record| record.keys.iter().find(|key| key.key_id == key_id));
+    match key {
+        Some(key) => key_to_wire(key),
+        None => wire::ApiKey { key_id: key_id.to_owned(), create_time: None },
+    }
+}
+
+fn to_wire(catalog: &CatalogState, account: &AccountRecord) -> wire::Account {
+    let class = catalog.classes.get(&account.class);
+    let shards = catalog.shards_of(account.account).count();
+    wire::Account {
+        number: account.account.0,
+        name: account.name.clone(),
+        placement_class: class.map(|class| class.name.clone()).unwrap_or_default(),
+        create_time: Some(time_to_wire(account.create_time)),
+        api_keys: account.keys.iter().map(key_to_wire).collect(),
+        shards: u32::try_from(shards).unwrap_or(u32::MAX),
+    }
+}
+
+fn key_to_wire(key: &ApiKey) -> wire::ApiKey {
+    wire::ApiKey { key_id: key.key_id.clone(), create_time: Some(time_to_wire(key.create_time)) }
+}
+
+fn no_account() -> Failure {
+    Failure::new(Reason::AccountNotFound, "there is no such account")
+}
+
+fn no_class() -> Failure {
+    Failure::new(Reason::ClassNotFound, "there is no such placement class")
+}
+
+fn unexpected() -> Failure {
+    Failure::new(Reason::Internal, "the catalog answered another question")
+}

@@ -1,0 +1,330 @@
+//! `ClusterService`: what the cluster is made of and how it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
+use anchorhold_model::{AccountNumber, Key, KeyRange, ReplicaRole, ShardId};
+use anchorhold_proto::admin_v1 as wire;
+use anchorhold_proto::admin_v1::cluster_service_server::ClusterService;
+use anchorhold_proto::convert::{
+    duration_to_wire, epoch_to_wire, range_to_wire, role_to_wire, time_to_wire,
+};
+use anchorhold_proto::limits::page_size;
+use anchorhold_proto::text::uuid_text;
+use anchorhold_proto::{Failure, PageToken, QueryHash};
+use tonic::{Request, Response, Status};
+
+use super::{Call, Door};
+use crate::authorize::{Audience, Caller};
+use crate::survey::{Health, ShardSurvey, Survey};
+
+/// The service.
+#[derive(Clone)]
+pub struct Cluster {
+    door: Door,
+}
+
+impl Cluster {
+    /// The service behind a door.
+    pub fn new(door: Door) -> Self {
+        Self { door }
+    }
+}
+
+/// The packages that a node serves.
+const API_VERSIONS: [&str; 2] = ["anchorhold.v1", "anchorhold.admin.v1"];
+
+#[tonic::async_trait]
+impl ClusterService for Cluster {
+    async fn get_cluster_status(
+        &self,
+        request: Request<wire::GetClusterStatusRequest>,
+    ) -> Result<Response<wire::GetClusterStatusResponse>, Status> {
+        self.door
+            .call("GetClusterStatus", Audience::Operators, request, |call, _| async move {
+                Ok(status(&call, &call.core.survey().await))
+            })
+            .await
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesResponse>, Status> {
+        self.door
+            .call("ListNodes", Audience::Operators, request, |call, _| async move {
+                let survey = call.core.survey().await;
+                let now = call.core.clock.wall();
+                let nodes = survey.nodes().map(|record| node(&survey, record, now));
+                Ok(wire::ListNodesResponse { nodes: nodes.collect() })
+            })
+            .await
+    }
+
+    async fn list_zones(
+        &self,
+        request: Request<wire::ListZonesRequest>,
+    ) -> Result<Response<wire::ListZonesResponse>, Status> {
+        self.door
+            .call("ListZones", Audience::Operators, request, |call, _| async move {
+                Ok(wire::ListZonesResponse { zones: zones(&call.core.survey().await) })
+            })
+            .await
+    }
+
+    async fn list_shards(
+        &self,
+        request: Request<wire::ListShardsRequest>,
+    ) -> Result<Response<wire::ListShardsResponse>, Status> {
+        self.door
+            .call("ListShards", Audience::Operators, request, |call, request| async move {
+                list_shards(&call.core.survey().await, &request)
+            })
+            .await
+    }
+
+    async fn get_server_info(
+        &self,
+        request: Request<wire::GetServerInfoRequest>,
+    ) -> Result<Response<wire::GetServerInfoResponse>, Status> {
+        self.door
+            .call("GetServerInfo", Audience::Anyone, request, |call, _| async move {
+                Ok(server_info(&call))
+            })
+            .await
+    }
+
+    async fn who_am_i(
+        &self,
+        request: Request<wire::WhoAmIRequest>,
+    ) -> Result<Response<wire::WhoAmIResponse>, Status> {
+        self.door
+            .call("WhoAmI", Audience::Anyone, request, |call, _| async move { Ok(who(&call)) })
+            .await
+    }
+}
+
+fn status(call: &Call, survey: &Survey) -> wire::GetClusterStatusResponse {
+    let core = &call.core;
+    let (health, problems) = survey.health();
+    let catalog = survey.catalog_shard();
+    let mut shards = survey.shards();
+    let sum = |figure: fn(&crate::request::ReplicaReport) -> u64| {
+        let best = |shard: &ShardSurvey<'_>| shard.replicas.values().map(|r| figure(r)).max();
+        shards.iter().filter_map(best).sum::<u64>()
+    };
+    let (anchors, bytes) = (sum(|replica| replica.anchors), sum(|replica| replica.bytes));
+    let zones = zones(survey);
+    let leader = catalog.leader.map_or(0, |(node, _)| node.0);
+    shards.push(catalog);
+    let health = match health {
+        Health::Healthy => wire::Health::Healthy,
+        Health::Degraded => wire::Health::Degraded,
+        Health::Unavailable => wire::Health::Unavailable,
+    };
+    let identity = core.host.identity();
+    wire::GetClusterStatusResponse {
+        cluster_id: uuid_text(identity.cluster_id),
+        cluster_epoch: u32::from(identity.cluster_epoch),
+        health: health.into(),
+        problems,
+        nodes: count(survey.nodes().count()),
+        nodes_up: count(survey.nodes().filter(|node| survey.is_up(node.node_id)).count()),
+        zones: count(zones.len()),
+        zones_up: count(zones.iter().filter(|zone| 0 < zone.nodes_up).count()),
+        shards: count(shards.len()),
+        shards_without_leader: count(shards.iter().filter(|s| s.leader.is_none()).count()),
+        shards_degraded: count(shards.iter().filter(|shard| shard.degraded).count()),
+        accounts: count(survey.catalog.accounts.len()),
+        anchors,
+        bytes,
+        catalog_leader_node_id: leader,
+        node_id: core.place.node.0,
+        // Elsewhere the view's age is not measured.
+        view_age: (leader == core.place.node.0).then(|| duration_to_wire(Duration::ZERO)),
+    }
+}
+
+fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) -> wire::Node {
+    let report = survey.reports.get(&record.node_id);
+    let replicas = report.map(|report| report.replicas.as_slice()).unwrap_or_default();
+    let leaders = replicas.iter().filter(|replica| replica.leads).count();
+    wire::Node {
+        node_id: record.node_id.0,
+        region: record.region.clone(),
+        zone: record.zone.clone(),
+        state: node_state(record.state, report.is_some()).into(),
+        disk: if report.is_some() {
+            wire::DiskState::Normal.into()
+        } else {
+            wire::DiskState::Unspecified.into()
+        },
+        client_address: record.client_address.clone(),
+        peer_address: record.peer_address.clone(),
+        version: record.version.clone(),
+        leaders: count(leaders),
+        replicas: count(replicas.len()),
+        anchors: replicas.iter().map(|replica| replica.anchors).sum(),
+        disk_bytes_used: report.map_or(0, |report| report.disk_bytes),
+        disk_bytes_free: report.map_or(0, |report| report.disk_bytes_free),
+        start_time: report.map(|report| time_to_wire(report.started)),
+        last_report_time: report.map(|_| time_to_wire(now)),
+    }
+}
+
+/// What the catalog says of a node's life, corrected by whether it answers now.
+fn node_state(state: NodeState, answers: bool) -> wire::NodeState {
+    match (state, answers) {
+        (NodeState::Removed, _) => wire::NodeState::Removed,
+        (NodeState::Decommissioning, _) => wire::NodeState::Decommissioning,
+        (NodeState::Draining, _) => wire::NodeState::Draining,
+        (NodeState::Returning, true) => wire::NodeState::Returning,
+        (NodeState::Joining | NodeState::Up | NodeState::Suspect | NodeState::Down, true) => {
+            wire::NodeState::Up
+        }
+        (NodeState::Down | NodeState::Returning | NodeState::Joining, false) => {
+            wire::NodeState::Down
+        }
+        (NodeState::Up | NodeState::Suspect, false) => wire::NodeState::Suspect,
+    }
+}
+
+fn zones(survey: &Survey) -> Vec<wire::Zone> {
+    let mut zones: BTreeMap<(String, String), wire::Zone> = BTreeMap::new();
+    for record in survey.nodes() {
+        let zone = zones.entry((record.region.clone(), record.zone.clone())).or_insert_with(|| {
+            wire::Zone {
+                region: record.region.clone(),
+                zone: record.zone.clone(),
+                survivable: survey.survives_without(&record.region, &record.zone),
+                ..wire::Zone::default()
+            }
+        });
+        zone.nodes += 1;
+        if let Some(report) = survey.reports.get(&record.node_id) {
+            zone.nodes_up += 1;
+            zone.replicas += count(report.replicas.len());
+            zone.leaders += count(report.replicas.iter().filter(|r| r.leads).count());
+        }
+    }
+    zones.into_values().collect()
+}
+
+fn list_shards(
+    survey: &Survey,
+    request: &wire::ListShardsRequest,
+) -> Result<wire::ListShardsResponse, Failure> {
+    let query = QueryHash::of("ListShards", request.account, &[]);
+    let after = PageToken::decode(&request.page_token, query)?.map(|token| Key(token.after));
+    let size = page_size(request.page_size) as usize;
+    let meant = if request.account == 0 {
+        KeyRange::FULL
+    } else {
+        KeyRange::of_account(AccountNumber(request.account))
+    };
+    let mut all = survey.shards();
+    all.retain(|shard| shard.descriptor.range.overlaps(&meant));
+    let mut shards: Vec<wire::Shard> = Vec::new();
+    if after.is_none() && request.account == 0 {
+        shards.push(shard(&survey.catalog, &survey.catalog_shard()));
+    }
+    let rest =
+        all.iter().filter(|one| after.is_none_or(|after| after < one.descriptor.range.start));
+    let mut last = None;
+    let mut is_more = false;
+    for one in rest {
+        if size <= shards.len() {
+            is_more = true;
+            break;
+        }
+        shards.push(shard(&survey.catalog, one));
+        last = Some(one.descriptor.range.start);
+    }
+    let next = last.filter(|_| is_more).map(|last| PageToken { after: last.0 }.encode(query));
+    Ok(wire::ListShardsResponse { shards, next_page_token: next.unwrap_or_default() })
+}
+
+fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
+    let descriptor = &survey.descriptor;
+    let best = survey
+        .leader
+        .map(|(_, replica)| replica)
+        .or_else(|| survey.replicas.values().copied().max_by_key(|replica| replica.applied_index));
+    let last = best.and_then(|replica| replica.last_index).unwrap_or(0);
+    let named: BTreeSet<_> = descriptor.replicas.iter().map(|r| r.node_id).collect();
+    let replicas = descriptor.replicas.iter().map(|replica| {
+        let report = survey.replicas.get(&replica.node_id);
+        let applied = report.and_then(|report| report.applied_index).unwrap_or(0);
+        wire::ShardReplica {
+            replica_id: replica.replica_id.0,
+            node_id: replica.node_id.0,
+            role: role_to_wire(replica.role).into(),
+            live: report.is_some_and(|report| !report.stopped),
+            applied_index: applied,
+            lag_entries: last.saturating_sub(applied),
+            last_sync_time: None,
+        }
+    });
+    // A replica that the descriptor does not know of yet is shown as a learner.
+    let others = survey.replicas.iter().filter(|(node, _)| !named.contains(node));
+    let others = others.map(|(node, report)| wire::ShardReplica {
+        replica_id: report.replica.0,
+        node_id: node.0,
+        role: role_to_wire(ReplicaRole::Learner).into(),
+        live: !report.stopped,
+        applied_index: report.applied_index.unwrap_or(0),
+        lag_entries: last.saturating_sub(report.applied_index.unwrap_or(0)),
+        last_sync_time: None,
+    });
+    let is_catalog = descriptor.shard_id == ShardId::CATALOG;
+    let class = catalog.classes.get(&descriptor.class);
+    let others = others.filter(|_| is_catalog);
+    wire::Shard {
+        shard_id: descriptor.shard_id.0,
+        range: (!is_catalog).then(|| range_to_wire(&descriptor.range)),
+        epoch: Some(epoch_to_wire(descriptor.epoch)),
+        placement_class: class.map(|class| class.name.clone()).unwrap_or_default(),
+        leader_node_id: survey.leader.map_or(0, |(node, _)| node.0),
+        term: survey.leader.map_or(0, |(_, replica)| replica.term),
+        revision: best.map_or(0, |replica| replica.revision),
+        anchors: best.map_or(0, |replica| replica.anchors),
+        bytes: best.map_or(0, |replica| replica.bytes),
+        replicas: replicas.chain(others).collect(),
+        degraded: survey.degraded,
+    }
+}
+
+fn server_info(call: &Call) -> wire::GetServerInfoResponse {
+    let core = &call.core;
+    wire::GetServerInfoResponse {
+        node_id: core.place.node.0,
+        cluster_id: uuid_text(core.host.identity().cluster_id),
+        version: crate::VERSION.to_owned(),
+        api_versions: API_VERSIONS.map(str::to_owned).to_vec(),
+        features: Vec::new(),
+        region: core.place.region.clone(),
+        zone: core.place.zone.clone(),
+        start_time: Some(time_to_wire(core.started)),
+    }
+}
+
+fn who(call: &Call) -> wire::WhoAmIResponse {
+    match &call.caller {
+        Caller::Admin => wire::WhoAmIResponse { admin: true, ..wire::WhoAmIResponse::default() },
+        Caller::Account { number, key_id } => {
+            let catalog = call.core.catalog();
+            let account = catalog.accounts.get(number);
+            wire::WhoAmIResponse {
+                admin: false,
+                account: number.0,
+                account_name: account.map(|account| account.name.clone()).unwrap_or_default(),
+                key_id: key_id.clone(),
+            }
+        }
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,364 @@
+//! Builds a node from its configuration and its seams, serves its ports, stops it.
+//!
+//! Order at the start: lock the directory, open the stores, bind the ports (so that the addresses
+//! are known), find out who this node is (restart, bootstrap or join), start consensus, serve. Order
+//! at the end: say NOT_SERVING, let open calls finish, hand leaderships over, checkpoint.
+
+mod ports;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_consensus::{
+    Clock, Dial, Exit, Host, HostStart, Identity, JoinError, NodeRegistration, Offload, Seams,
+    founder, join,
+};
+use anchorhold_localization::ForestConfig;
+use anchorhold_model::NodeId;
+use anchorhold_storage::snapshot::SnapshotStore;
+use anchorhold_storage::{LogStore, StateError, StateStore};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::authorize::Access;
+use crate::config::{ConfigError, NodeConfig};
+use crate::core::{Calls, Core, CoreParts, Place};
+use crate::identity::{DataDir, DataDirError};
+use crate::index::Indexes;
+
+/// Everything that differs between a real node and a simulated one.
+#[derive(Clone)]
+pub struct NodeSeams {
+    /// Connects to peers.
+    pub dial: Arc<dyn Dial>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Runs blocking work.
+    pub offload: Arc<dyn Offload>,
+    /// Ends the process.
+    pub exit: Arc<dyn Exit>,
+    /// Everything random is derived from this, secrets of keys included.
+    pub seed: [u8; 32],
+    /// Opens the stores in a data directory.
+    pub open: Arc<dyn OpenStores>,
+}
+
+/// Opens the stores of a node.
+pub trait OpenStores: Send + Sync + 'static {
+    /// Opens the stores below a data directory.
+    ///
+    /// # Errors
+    /// [`NodeError::Store`] if one of them cannot be used.
+    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError>;
+
+    /// Bytes free on the disk of a data directory; 0 if unknown.
+    fn disk_free(&self, data_dir: &Path) -> u64;
+}
+
+/// What a node keeps on disk.
+#[derive(Clone)]
+pub struct Stores {
+    /// The shared log.
+    pub log: Arc<dyn LogStore>,
+    /// The applied state.
+    pub state: Arc<dyn StateStore>,
+    /// Snapshot files.
+    pub snapshots: Arc<SnapshotStore>,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A store cannot be used.
+    #[error("the {store} in the data directory cannot be used: {reason}")]
+    Store {
+        /// Which.
+        store: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A port cannot be listened to.
+    #[error("{setting}: cannot listen to {address}")]
+    Listen {
+        /// The setting.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node belongs to no cluster and was not told to found or join one.
+    #[error(
+        "{data_dir} belongs to no cluster yet: start with `bootstrap` to found one, or with `join` \
+         to enter one"
+    )]
+    Homeless {
+        /// The data directory.
+        data_dir: String,
+    },
+    /// No member took the node in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The replicas could not be opened.
+    #[error("the replicas could not be opened")]
+    Replicas(#[from] StateError),
+}
+
+/// Where a node listens, with the ports that were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For clients.
+    pub client: SocketAddr,
+    /// For other nodes.
+    pub peer: SocketAddr,
+    /// For metrics and probes.
+    pub http: Option<SocketAddr>,
+}
+
+/// A running node.
+pub struct Node {
+    core: Arc<Core>,
+    addresses: Addresses,
+    /// Set once to stop the ports.
+    stop: watch::Sender<bool>,
+    ports: Mutex<Vec<JoinHandle<()>>>,
+    upkeep: Mutex<Vec<JoinHandle<()>>>,
+    /// Unlocks the directory last.
+    _data_dir: DataDir,
+}
+
+/// How long open calls may take to finish when the node stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a joining node keeps asking: the members may be starting too.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between two rounds of asking.
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+
+/// The ports of a node, bound and not yet served.
+struct Bound {
+    client: TcpListener,
+    peer: TcpListener,
+    http: Option<TcpListener>,
+}
+
+impl Node {
+    /// Starts a node and serves its ports.
+    ///
+    /// # Errors
+    /// [`NodeError`]; nothing runs then.
+    pub async fn build(config: NodeConfig, seams: NodeSeams) -> Result<Self, NodeError> {
+        config.validate()?;
+        let mut random = StdRng::from_seed(seams.seed);
+        let data_dir = DataDir::open(&config.data_dir)?;
+        let stores = seams.open.open(&config.data_dir)?;
+        let bound = bind(&config).await?;
+        let addresses = bound.addresses(&config)?;
+        let registration = registration(&config, &addresses);
+        let consensus_seams = seams.consensus(&stores, random.random());
+        let (identity, peers) =
+            identify(&config, &data_dir, &registration, &consensus_seams, &mut random).await?;
+        let forests = ForestConfig::default();
+        let indexes = Arc::new(Indexes::new(Arc::clone(&seams.offload), forests));
+        let calls = Calls::default();
+        let start = HostStart {
+            identity: identity.clone(),
+            node: registration,
+            found: config.bootstrap.clone(),
+            peers,
+            config: config.consensus.clone(),
+        };
+        let listener = Arc::clone(&indexes) as Arc<dyn anchorhold_consensus::Listener>;
+        let host = Host::start(start, consensus_seams, listener, Arc::new(calls.clone())).await?;
+        let (open, path) = (Arc::clone(&seams.open), config.data_dir.clone());
+        let core = Arc::new(Core::new(CoreParts {
+            host,
+            indexes,
+            access: Access::new(config.admin_key.digest()?),
+            clock: seams.clock,
+            offload: seams.offload,
+            log: stores.log,
+            state: stores.state,
+            limits: config.limits.clone(),
+            place: Place {
+                node: identity.node_id,
+                region: config.region.clone(),
+                zone: config.zone.clone(),
+            },
+            disk_free: Box::new(move || open.disk_free(&path)),
+            random,
+        }));
+        calls.set_core(Arc::clone(&core));
+        let (stop, stopping) = watch::channel(false);
+        let ports = ports::serve(&core, bound.into_parts(), &config, &stopping);
+        let upkeep = vec![
+            tokio::spawn(Arc::clone(&core).follow_catalog()),
+            tokio::spawn(Arc::clone(&core).sweep_forever()),
+        ];
+        tracing::info!(
+            node = %identity.node_id,
+            client = %addresses.client,
+            peer = %addresses.peer,
+            version = crate::VERSION,
+            "this node serves"
+        );
+        Ok(Self {
+            core,
+            addresses,
+            stop,
+            ports: Mutex::new(ports),
+            upkeep: Mutex::new(upkeep),
+            _data_dir: data_dir,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its id.
+    pub fn id(&self) -> NodeId {
+        self.core.place.node
+    }
+
+    /// What its services share.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Stops it: no new calls, open ones finish, leaderships are handed over, the state is
+    /// checkpointed.
+    pub async fn shutdown(self) {
+        tracing::info!("this node stops");
+        self.stop.send_replace(true);
+        let ports = std::mem::take(&mut *self.ports.lock());
+        for port in ports {
+            let abort = port.abort_handle();
+            if tokio::time::timeout(DRAIN_TIMEOUT, port).await.is_err() {
+                abort.abort();
+            }
+        }
+        for task in std::mem::take(&mut *self.upkeep.lock()) {
+            task.abort();
+        }
+        self.core.host.shutdown().await;
+    }
+}
+
+impl NodeSeams {
+    fn consensus(&self, stores: &Stores, seed: u64) -> Seams {
+        Seams {
+            dial: Arc::clone(&self.dial),
+            clock: Arc::clone(&self.clock),
+            seed,
+            offload: Arc::clone(&self.offload),
+            log: Arc::clone(&stores.log),
+            state: Arc::clone(&stores.state),
+            snapshots: Arc::clone(&stores.snapshots),
+            exit: Arc::clone(&self.exit),
+        }
+    }
+}
+
+impl Bound {
+    fn addresses(&self, config: &NodeConfig) -> Result<Addresses, NodeError> {
+        let local = |listener: &TcpListener, setting, address| {
+            listener.local_addr().map_err(|source| NodeError::Listen { setting, address, source })
+        };
+        let http = self.http.as_ref().zip(config.http_address);
+        Ok(Addresses {
+            client: local(&self.client, "client_address", config.client_address)?,
+            peer: local(&self.peer, "peer_address", config.peer_address)?,
+            http: http.map(|(bound, address)| local(bound, "http_address", address)).transpose()?,
+        })
+    }
+
+    fn into_parts(self) -> (TcpListener, TcpListener, Option<TcpListener>) {
+        (self.client, self.peer, self.http)
+    }
+}
+
+async fn bind(config: &NodeConfig) -> Result<Bound, NodeError> {
+    let listen = |setting, address| async move {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| NodeError::Listen { setting, address, source })
+    };
+    Ok(Bound {
+        client: listen("client_address", config.client_address).await?,
+        peer: listen("peer_address", config.peer_address).await?,
+        http: match config.http_address {
+            Some(address) => Some(listen("http_address", address).await?),
+            None => None,
+        },
+    })
+}
+
+fn registration(config: &NodeConfig, addresses: &Addresses) -> NodeRegistration {
+    let peer = config.peer_advertised.clone();
+    let client = config.client_advertised.clone();
+    NodeRegistration {
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        peer_address: peer.unwrap_or_else(|| addresses.peer.to_string()),
+        client_address: client.unwrap_or_else(|| addresses.client.to_string()),
+        version: crate::VERSION.to_owned(),
+    }
+}
+
+/// Who this node is: as its directory says; else the founder of a new cluster, or a new member of
+/// one. Also the peers that it was told of.
+async fn identify(
+    config: &NodeConfig,
+    data_dir: &DataDir,
+    registration: &NodeRegistration,
+    seams: &Seams,
+    random: &mut StdRng,
+) -> Result<(Identity, Vec<(NodeId, String)>), NodeError> {
+    if let Some(identity) = data_dir.identity()? {
+        return Ok((identity, Vec::new()));
+    }
+    let instance = data_dir.instance(random.random())?;
+    let (identity, peers) = if config.bootstrap.is_some() {
+        (founder(random.random(), instance), Vec::new())
+    } else if config.join.is_empty() {
+        return Err(NodeError::Homeless { data_dir: config.data_dir.display().to_string() });
+    } else {
+        join_cluster(config, instance, registration, seams).await?
+    };
+    data_dir.set_identity(&identity)?;
+    Ok((identity, peers))
+}
+
+async fn join_cluster(
+    config: &NodeConfig,
+    instance: u128,
+    registration: &NodeRegistration,
+    seams: &Seams,
+) -> Result<(Identity, Vec<(NodeId, String)>), NodeError> {
+    let begun = seams.clock.monotonic();
+    loop {
+        match join(&config.join, instance, registration, seams).await {
+            Ok(member) => return Ok(member),
+            Err(error) if JOIN_TIMEOUT < seams.clock.monotonic().saturating_sub(begun) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "trying again");
+                tokio::time::sleep(JOIN_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The seams of a real node: TCP, the machine's clocks, the process.
+//!
+//! The only module that reads a clock or ends the process.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_consensus::seams::BoxFuture;
+use anchorhold_consensus::{Clock, Dial, Exit, Offload};
+use anchorhold_model::{NodeId, Timestamp};
+use anchorhold_storage::fs::RealFs;
+use anchorhold_storage::snapshot::SnapshotStore;
+use anchorhold_storage::{LogConfig, Opened, SegmentedLog, SledConfig, SledState};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::node::{NodeError, NodeSeams, OpenStores, Stores};
+
+/// Connects to the address that a peer announced, over TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDial;
+
+impl Dial for TcpDial {
+    fn channel(&self, _peer: NodeId, announced: &str) -> Result<Channel, String> {
+        let endpoint = Endpoint::from_shared(format!("http://{announced}"))
+            .map_err(|error| format!("{announced} is no address: {error}"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES);
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// The machine's clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    started: std::time::Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic time starts now.
+    #[expect(clippy::disallowed_methods, reason = "the one place where the real clock is read")]
+    pub fn start() -> Self {
+        Self { started: std::time::Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place where the real clock is read")]
+    fn wall(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        // A clock before 1970 counts as 1970: shard time never goes back anyway.
+        let millis = since.unwrap_or_default().as_millis();
+        Timestamp(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Blocking work on tokio's threads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokioOffload;
+
+impl Offload for TokioOffload {
+    fn in_place(&self, work: &mut dyn FnMut()) {
+        tokio::task::block_in_place(work);
+    }
+
+    fn spawn(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        let task = tokio::task::spawn_blocking(work);
+        Box::pin(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        })
+    }
+}
+
+/// Ends the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessExit;
+
+impl Exit for ProcessExit {
+    fn exit(&self, reason: &str) {
+        tracing::error!(reason, "this node stops at once: going on would break a promise");
+        eprintln!("anchorhold: stopped: {reason}");
+        std::process::exit(EXIT_CODE_BROKEN_PROMISE);
+    }
+}
+
+/// Exit code of a process that ended itself because going on would break a promise.
+pub const EXIT_CODE_BROKEN_PROMISE: i32 = 70;
+
+/// Stores on the machine's disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskStores;
+
+impl OpenStores for DiskStores {
+    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
+        let failed = |store, error: &dyn std::error::Error| NodeError::Store {
+            store,
+            reason: with_causes(error),
+        };
+        let log = SegmentedLog::open(Arc::new(RealFs), &data_dir.join("log"), LogConfig::default())
+            .map_err(|error| failed("log", &error))?;
+        let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
+            .map_err(|error| failed("state", &error))?;
+        if let Opened::Discarded { reason } = opened {
+            tracing::warn!(reason, "the state was damaged: it is rebuilt from snapshots and log");
+        }
+        let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
+            .map_err(|error| failed("snapshots", &error))?;
+        Ok(Stores { log: Arc::new(log), state: Arc::new(state), snapshots: Arc::new(snapshots) })
+    }
+
+    fn disk_free(&self, data_dir: &Path) -> u64 {
+        rustix::fs::statvfs(data_dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+impl NodeSeams {
+    /// The seams of this process.
+    pub fn real() -> Self {
+        Self {
+            dial: Arc::new(TcpDial),
+            clock: Arc::new(SystemClock::start()),
+            offload: Arc::new(TokioOffload),
+            exit: Arc::new(ProcessExit),
+            seed: rand::random(),
+            open: Arc::new(DiskStores),
+        }
+    }
+}

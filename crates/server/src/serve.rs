@@ -1,0 +1,182 @@
+//! Executes one request on one replica of this node.
+//!
+//! Writes are proposed; reads wait until a view of the wanted freshness is applied here, then are
+//! materialised from the records. A linearizable read that meets an anchor whose expiry has passed
+//! on the wall clock, but not yet in shard time, has the leader propose a tick first: no clock but
+//! the shard's own decides what is visible.
+//!
+//! Not here: choosing the replica (`forward`), merging shards (`find`), errors for clients (`api`).
+
+mod read;
+
+pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
+
+use std::sync::Arc;
+
+use anchorhold_consensus::{ProposeError, ReadError, Replica, Role};
+use anchorhold_model::{
+    Command, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId, ShardState,
+    Timestamp, Write,
+};
+
+use crate::clock::Deadline;
+use crate::core::Core;
+use crate::request::{
+    Level, NodeReport, ReplicaReport, Served, ShardCall, ShardError, ShardReply, ShardRequest,
+};
+
+impl Core {
+    /// Executes a request on the replica here.
+    ///
+    /// # Errors
+    /// [`ShardError`]; it says whether anything may have been done.
+    pub async fn serve(
+        &self,
+        call: ShardCall,
+        deadline: &Deadline,
+    ) -> Result<ShardReply, ShardError> {
+        let replica = self.host.replica(call.shard).ok_or(ShardError::NoReplica)?;
+        let descriptor = &replica.state().descriptor;
+        if !call.epoch.routes_to(descriptor.epoch) {
+            return Err(ShardError::StaleEpoch { descriptor: Box::new(descriptor.clone()) });
+        }
+        match call.request {
+            ShardRequest::Write { commands } => self.write(&replica, commands, deadline).await,
+            ShardRequest::Tick { due } => self.tick(&replica, due, deadline).await,
+            ShardRequest::Get { ids, read } => self.get(&replica, &ids, &read, deadline).await,
+            ShardRequest::List(query) => self.list(&replica, &query, deadline).await,
+            ShardRequest::Nearest(query) => self.nearest(&replica, &query, deadline).await,
+        }
+    }
+
+    async fn write(
+        &self,
+        replica: &Arc<Replica>,
+        commands: Vec<Command>,
+        deadline: &Deadline,
+    ) -> Result<ShardReply, ShardError> {
+        let outcomes = replica.propose(commands, deadline.remaining()).await?;
+        for outcome in &outcomes {
+            if let Outcome::Rejected(Rejection::StaleEpoch { descriptor }) = outcome {
+                return Err(ShardError::StaleEpoch { descriptor: descriptor.clone() });
+            }
+        }
+        let served = self.served(replica, &replica.state(), None, Level::Linearizable);
+        Ok(ShardReply::Written { outcomes, served })
+    }
+
+    /// Lets shard time pass `due` if this leader's wall clock has.
+    async fn tick(
+        &self,
+        replica: &Arc<Replica>,
+        due: Timestamp,
+        deadline: &Deadline,
+    ) -> Result<ShardReply, ShardError> {
+        if !replica.is_leader() {
+            return Err(not_leader(replica));
+        }
+        if due <= replica.shard_time() || self.clock.wall() < due {
+            return Ok(ShardReply::Ticked);
+        }
+        let epoch = replica.state().descriptor.epoch;
+        let operation = OperationId { request_id: RequestId(self.random()), item: 0 };
+        let command = Command { operation, epoch, write: Write::Tick };
+        replica.propose(vec![command], deadline.remaining()).await?;
+        Ok(ShardReply::Ticked)
+    }
+
+    /// Who serves an answer that holds nothing newer than `state`.
+    fn served(
+        &self,
+        replica: &Replica,
+        state: &ShardState,
+        staleness: Option<std::time::Duration>,
+        level: Level,
+    ) -> Served {
+        let descriptor = &state.descriptor;
+        let role = descriptor
+            .replica(replica.replica_id())
+            .map_or(ReplicaRole::Learner, |replica| replica.role);
+        Served {
+            shard: descriptor.shard_id,
+            range: descriptor.range,
+            incarnation: descriptor.epoch.incarnation,
+            revision: state.revision,
+            staleness: if level == Level::Linearizable {
+                Some(std::time::Duration::ZERO)
+            } else {
+                staleness
+            },
+            node: self.place.node,
+            role,
+            leader: replica.is_leader(),
+            level,
+        }
+    }
+
+    /// How this node and its replicas are.
+    pub fn report(&self) -> NodeReport {
+        let catalog = self.host.catalog_replica();
+        let replicas = std::iter::once(catalog).chain(self.host.replicas());
+        let log = self.log.stats();
+        NodeReport {
+            node: self.place.node,
+            started: self.started,
+            disk_bytes: log.disk_bytes + self.state.stats().disk_bytes,
+            disk_bytes_free: (self.disk_free)(),
+            replicas: replicas.map(|replica| report_replica(&replica)).collect(),
+        }
+    }
+}
+
+fn report_replica(replica: &Replica) -> ReplicaReport {
+    let status = replica.status();
+    let state = replica.state();
+    ReplicaReport {
+        shard: status.shard_id,
+        replica: status.replica_id,
+        leads: status.role == Role::Leader,
+        stopped: status.role == Role::Stopped,
+        leader: status.leader.map(|leader| leader.node_id),
+        term: status.term,
+        last_index: status.last_index,
+        applied_index: status.applied_index,
+        matched: status.matched,
+        revision: state.revision,
+        anchors: state.anchors,
+        bytes: state.bytes,
+        descriptor: state.descriptor.clone(),
+    }
+}
+
+/// The refusal of a replica that does not lead.
+pub fn not_leader(replica: &Replica) -> ShardError {
+    let leader: Option<NodeId> = replica.leader().map(|leader| leader.node_id);
+    ShardError::NotLeader { leader }
+}
+
+impl From<ProposeError> for ShardError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NotLeader { leader, .. } => {
+                Self::NotLeader { leader: leader.map(|leader| leader.node_id) }
+            }
+            ProposeError::StaleEpoch { descriptor, .. } => Self::StaleEpoch { descriptor },
+            ProposeError::Busy { .. } => Self::Busy,
+            // A replica that stopped may have proposed before.
+            ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. } => {
+                Self::OutcomeUnknown
+            }
+        }
+    }
+}
+
+impl From<ReadError> for ShardError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NoLeader { .. } => Self::NoLeader,
+            ReadError::Behind { .. } => Self::Behind,
+            ReadError::Stopped { reason, .. } => Self::Failed { reason },
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! How the cluster is: the catalog as known here, and what each node says of itself.
+//!
+//! [`Survey`] is a plain value; everything that is derived from it is pure. Reports are asked when
+//! someone wants to know, not kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
+use anchorhold_model::{NodeId, ShardDescriptor, ShardId};
+use futures::future::join_all;
+
+use crate::core::Core;
+use crate::request::{self, NodeReply, NodeReport, NodeRequest, ReplicaReport};
+
+/// Voters that a shard should have, if there are as many zones.
+const VOTERS: usize = 3;
+/// How long a node may take to say how it is.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The cluster at one moment, as seen from one node.
+pub struct Survey {
+    /// The catalog.
+    pub catalog: Arc<CatalogState>,
+    /// What the nodes that answered say.
+    pub reports: BTreeMap<NodeId, NodeReport>,
+}
+
+/// One shard, put together from its replicas' reports.
+pub struct ShardSurvey<'a> {
+    /// The shard.
+    pub descriptor: ShardDescriptor,
+    /// The replica that leads, if one says so and no other says so in a later term.
+    pub leader: Option<(NodeId, &'a ReplicaReport)>,
+    /// What each node says of its replica.
+    pub replicas: BTreeMap<NodeId, &'a ReplicaReport>,
+    /// Whether it misses a live voter or does not spread over as many zones as it should.
+    pub degraded: bool,
+}
+
+/// How well the cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Every shard has a leader and all its replicas.
+    Healthy,
+    /// Everything is served, but a further failure may not be survived.
+    Degraded,
+    /// Some shard has no leader.
+    Unavailable,
+}
+
+impl Core {
+    /// Asks every node how it is.
+    pub async fn survey(&self) -> Survey {
+        let catalog = self.catalog();
+        let others = catalog
+            .nodes
+            .values()
+            .filter(|node| node.state != NodeState::Removed && node.node_id != self.place.node);
+        let asked = others.map(|node| async move { self.ask_report(node.node_id).await });
+        let answers = join_all(asked).await;
+        let own = self.report();
+        let reports = answers.into_iter().flatten().chain([own]);
+        let reports = reports.map(|report| (report.node, report)).collect();
+        Survey { catalog, reports }
+    }
+
+    async fn ask_report(&self, node: NodeId) -> Option<NodeReport> {
+        let question = request::encode(&NodeRequest::Status).ok()?;
+        let answer = self.host.call(node, question, REPORT_TIMEOUT).await.ok()?;
+        match request::decode::<NodeReply>(&answer).ok()? {
+            NodeReply::Status(report) if report.node == node => Some(*report),
+            NodeReply::Status(_) | NodeReply::Shard(_) => None,
+        }
+    }
+}
+
+impl Survey {
+    /// The nodes that have not left, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.catalog.nodes.values().filter(|node| node.state != NodeState::Removed)
+    }
+
+    /// Whether a node answered.
+    pub fn is_up(&self, node: NodeId) -> bool {
+        self.reports.contains_key(&node)
+    }
+
+    /// The catalog's own group, put together from its replicas.
+    pub fn catalog_shard(&self) -> ShardSurvey<'_> {
+        let own = self.reports.values().flat_map(|report| &report.replicas);
+        let own = own.filter(|replica| replica.shard == ShardId::CATALOG);
+        let newest = own.max_by_key(|replica| (replica.descriptor.epoch, replica.term));
+        let descriptor = newest.map(|replica| replica.descriptor.clone());
+        let fallback = || {
+            ShardDescriptor::found(
+                ShardId::CATALOG,
+                anchorhold_model::KeyRange::EMPTY,
+                anchorhold_model::catalog::DEFAULT_CLASS,
+                &[],
+            )
+        };
+        self.shard(&descriptor.unwrap_or_else(fallback))
+    }
+
+    /// The shards by key range.
+    pub fn shards(&self) -> Vec<ShardSurvey<'_>> {
+        let mut shards: Vec<_> =
+            self.catalog.shards.values().map(|known| self.shard(known)).collect();
+        shards.sort_by_key(|shard| (shard.descriptor.range.start, shard.descriptor.shard_id));
+        shards
+    }
+
+    fn shard(&self, known: &ShardDescriptor) -> ShardSurvey<'_> {
+        let mut replicas = BTreeMap::new();
+        for (node, report) in &self.reports {
+            let found = report.replicas.iter().find(|replica| replica.shard == known.shard_id);
+            replicas.extend(found.map(|replica| (*node, replica)));
+        }
+        let leads = replicas.iter().filter(|(_, replica)| replica.leads && !replica.stopped);
+        let leader = leads.max_by_key(|(_, replica)| replica.term);
+        let leader = leader.map(|(node, replica)| (*node, *replica));
+        // The leader knows the shard best.
+        let newest = leader.map(|(_, replica)| &replica.descriptor);
+        let newest = newest.filter(|newest| known.epoch < newest.epoch);
+        let descriptor = newest.unwrap_or(known).clone();
+        let degraded = self.is_degraded(&descriptor, &replicas);
+        ShardSurvey { descriptor, leader, replicas, degraded }
+    }
+
+    fn is_degraded(
+        &self,
+        shard: &ShardDescriptor,
+        replicas: &BTreeMap<NodeId, &ReplicaReport>,
+    ) -> bool {
+        let is_live = |node: &NodeId| replicas.get(node).is_some_and(|replica| !replica.stopped);
+        let voters: Vec<NodeId> = shard.voters().map(|replica| replica.node_id).collect();
+        let zones: BTreeSet<_> = self.nodes().map(|node| (&node.region, &node.zone)).collect();
+        let spread: BTreeSet<_> = voters
+            .iter()
+            .filter_map(|node| self.catalog.nodes.get(node))
+            .map(|node| (&node.region, &node.zone))
+            .collect();
+        let wanted = VOTERS.min(zones.len());
+        voters.is_empty() || !voters.iter().all(is_live) || spread.len() < wanted
+    }
+
+    /// How well it is, and why not better, worst first.
+    pub fn health(&self) -> (Health, Vec<String>) {
+        let mut unavailable = Vec::new();
+        let mut degraded = Vec::new();
+        let catalog = self.catalog_shard();
+        if catalog.leader.is_none() {
+            unavailable.push("the catalog has no leader".to_owned());
+        } else if catalog.degraded {
+            degraded.push("the catalog misses a voter or a zone".to_owned());
+        }
+        for shard in self.shards() {
+            if shard.leader.is_none() {
+                unavailable.push(format!("shard {} has no leader", shard.descriptor.shard_id));
+            } else if shard.degraded {
+                let id = shard.descriptor.shard_id;
+                degraded.push(format!("shard {id} misses a live voter or a zone"));
+            }
+        }
+        let silent = self.nodes().filter(|node| !self.is_up(node.node_id));
+        let silent: Vec<_> = silent
+            .map(|node| format!("node {} in zone {} does not answer", node.node_id, node.zone))
+            .collect();
+        let health = match (unavailable.is_empty(), degraded.is_empty() && silent.is_empty()) {
+            (false, _) => Health::Unavailable,
+            (true, false) => Health::Degraded,
+            (true, true) => Health::Healthy,
+        };
+        unavailable.extend(silent);
+        unavailable.extend(degraded);
+        unavailable.truncate(PROBLEMS_MAX);
+        (health, unavailable)
+    }
+
+    /// Whether every shard would keep a quorum if a zone were lost now.
+    pub fn survives_without(&self, region: &str, zone: &str) -> bool {
+        let is_lost = |node: &NodeId| {
+            self.catalog
+                .nodes
+                .get(node)
+                .is_none_or(|node| node.region == region && node.zone == zone)
+        };
+        let catalog = self.catalog_shard();
+        self.shards().iter().chain([&catalog]).all(|shard| {
+            let voters: Vec<NodeId> =
+                shard.descriptor.voters().map(|replica| replica.node_id).collect();
+            let left = voters
+                .iter()
+                .filter(|node| !is_lost(node) && shard.replicas.contains_key(node))
+                .count();
+            voters.len() / 2 < left
+        })
+    }
+}
+
+/// Problems that are listed, at most.
+const PROBLEMS_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use anchorhold_model::catalog::{CatalogChange, DEFAULT_CLASS};
+    use anchorhold_model::{Key, KeyRange, Timestamp};
+
+    use super::*;
+
+    fn replica(descriptor: &ShardDescriptor, node: u64, leads: bool) -> ReplicaReport {
+        ReplicaReport {
+            shard: descriptor.shard_id,
+            replica: descriptor.replica_on(NodeId(node)).unwrap().replica_id,
+            leads,
+            stopped: false,
+            leader: None,
+            term: 3,
+            last_index: Some(9),
+            applied_index: Some(9),
+            matched: Vec::new(),
+            revision: 1,
+            anchors: 1,
+            bytes: 1,
+            descriptor: descriptor.clone(),
+        }
+    }
+
+    /// Three nodes in three zones, one shard; `up` answer, the first of them leads.
+    fn survey(up: &[u64]) -> Survey {
+        let mut catalog = CatalogState::default();
+        let nodes = [1, 2, 3].map(NodeId);
+        for node in nodes {
+            catalog.absorb(&CatalogChange::Node(NodeRecord {
+                node_id: node,
+                instance: u128::from(node.0),
+                region: "here".to_owned(),
+                zone: format!("z{}", node.0),
+                peer_address: String::new(),
+                client_address: String::new(),
+                version: String::new(),
+                state: NodeState::Up,
+            }));
+        }
+        let range = KeyRange { start: Key(5), end: None };
+        let shard = ShardDescriptor::found(ShardId(1), range, DEFAULT_CLASS, &nodes);
+        let own = ShardDescriptor::found(ShardId::CATALOG, KeyRange::EMPTY, DEFAULT_CLASS, &nodes);
+        catalog.absorb(&CatalogChange::Shard(shard.clone()));
+        let has_quorum = 2 <= up.len();
+        let reports = up.iter().enumerate().map(|(position, node)| {
+            let leads = position == 0 && has_quorum;
+            let report = NodeReport {
+                node: NodeId(*node),
+                started: Timestamp(0),
+                disk_bytes: 0,
+                disk_bytes_free: 0,
+                replicas: vec![replica(&own, *node, leads), replica(&shard, *node, leads)],
+            };
+            (report.node, report)
+        });
+        Survey { catalog: Arc::new(catalog), reports: reports.collect() }
+    }
+
+    #[test]
+    fn three_nodes_that_answer_are_healthy_and_any_zone_may_go() {
+        let survey = survey(&[1, 2, 3]);
+        assert_eq!(survey.health(), (Health::Healthy, Vec::new()));
+        assert!(survey.survives_without("here", "z2"));
+        assert_eq!(survey.shards()[0].leader.unwrap().0, NodeId(1));
+    }
+
+    #[test]
+    fn a_silent_node_degrades_its_shards_and_no_further_zone_may_go() {
+        let survey = survey(&[1, 2]);
+        let (health, problems) = survey.health();
+        assert_eq!(health, Health::Degraded);
+        assert!(problems.iter().any(|problem| problem.contains("node n3")), "{problems:?}");
+        assert!(survey.shards()[0].degraded);
+        assert!(!survey.survives_without("here", "z2"));
+        assert!(survey.survives_without("here", "z3"));
+    }
+
+    #[test]
+    fn a_shard_without_a_leader_is_unavailable_and_named_first() {
+        let (health, problems) = survey(&[2]).health();
+        assert_eq!(health, Health::Unavailable);
+        assert_eq!(problems[0], "the catalog has no leader");
+        assert_eq!(problems[1], "shard s1 has no leader");
+    }
+}
