@@ -21,6 +21,7 @@ pub fn run(open: impl Fn() -> Box<dyn StateStore>) {
     later_rows_of_a_batch_win(&*open());
     scans_keep_to_their_range(&*open());
     visitors_may_read_write_and_stop(&*open());
+    a_scan_overtaken_by_writes_shows_whole_rows(&*open());
     rows_that_are_too_long_change_nothing(&*open());
     clear_removes_a_range_and_nothing_else(&*open());
     readers_beside_a_writer_see_whole_values(&*open());
@@ -159,6 +160,27 @@ fn visitors_may_read_write_and_stop(store: &dyn StateStore) {
     scanned.expect("a scan succeeds");
     assert_eq!(visited, 400, "a scan ends where its visitor says");
     assert_eq!(rows(store, b"", END).len(), 200, "a visitor can write");
+}
+
+fn a_scan_overtaken_by_writes_shows_whole_rows(store: &dyn StateStore) {
+    let write = |round: u64| {
+        for key in 0..12u8 {
+            commit(store, &[(&[key], Some(&value(round, 5000)))]);
+        }
+        store.checkpoint().expect("a checkpoint succeeds");
+    };
+    write(1);
+    let mut visited = Vec::new();
+    let scanned = store.scan(b""..END, &mut |key, found| {
+        assert!(found == value(1, 5000) || found == value(2, 5000), "row {key:?} is torn");
+        if visited.is_empty() {
+            write(2);
+        }
+        visited.extend_from_slice(key);
+        ControlFlow::Continue(())
+    });
+    scanned.expect("a scan succeeds");
+    assert_eq!(visited, (0..12).collect::<Vec<u8>>(), "rows that are rewritten never vanish");
 }
 
 fn rows_that_are_too_long_change_nothing(store: &dyn StateStore) {
