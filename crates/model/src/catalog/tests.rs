@@ -249,6 +249,30 @@ fn account_has_two_keys_at_most_and_rotation_drops_the_older() {
 }
 
 #[test]
+fn classes_take_account_numbers_in_blocks_that_do_not_mix() {
+    let mut state = three_zones();
+    let other = ClassId(2);
+    let class = state.classes[&DEFAULT_CLASS].clone();
+    let class = ClassRecord { class_id: other, name: "pinned".to_owned(), ..class };
+    state.absorb(&CatalogChange::Class(class));
+    let mut next = |request, class_of_account| {
+        let mut command = create(request, &format!("a{request}"), &[]);
+        if let CatalogCommand::CreateAccount { class, .. } = &mut command {
+            *class = class_of_account;
+        }
+        account(&run(&mut state, command)).0.0
+    };
+    assert_eq!([next(1, DEFAULT_CLASS), next(2, other)], [1, ACCOUNT_BLOCK]);
+    assert_eq!([next(3, DEFAULT_CLASS), next(4, other)], [2, ACCOUNT_BLOCK + 1]);
+    // A block that is used up is followed by a new one.
+    let mut class = state.classes[&DEFAULT_CLASS].clone();
+    class.account_next = class.account_end;
+    state.absorb(&CatalogChange::Class(class));
+    let command = create(5, "a5", &[]);
+    assert_eq!(account(&run(&mut state, command)).0, AccountNumber(2 * ACCOUNT_BLOCK));
+}
+
+#[test]
 fn empty_account_is_laid_out_anew_and_its_old_shards_never_return() {
     let mut state = three_zones();
     let (account, old) = account(&run(&mut state, create(1, "acme", &[])));

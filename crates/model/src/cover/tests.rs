@@ -187,6 +187,17 @@ proptest! {
     }
 
     #[test]
+    fn bound_is_zero_where_an_anchor_may_have_drifted(
+        home in any_point(), drift in any_direction(), drift_m in 90.0..101.0,
+    ) {
+        let placed = Placed { there: drift, far_m: 0.0, drift, drift_m, request_id: 1 };
+        let Some((id, pose)) = placed.place(home) else { return Ok(()) };
+        let only = KeyRange { start: id.key(), end: id.key().next() };
+        let bounds = RangeBounds::new(ACCOUNT, &only);
+        prop_assert_eq!(bounds.lower_bound_from_point_m(pose), 0.0);
+    }
+
+    #[test]
     fn bound_of_a_cell_is_close_to_the_truth(
         point in any_point(), level in 4_u64..=22, there in any_direction(), far_m in 0.0..1e5,
     ) {

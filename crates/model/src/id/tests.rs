@@ -176,6 +176,18 @@ proptest! {
     }
 
     #[test]
+    fn range_that_starts_inside_a_cell_reaches_into_it(
+        account in any_account(), pose in any_pose(), request_id in any::<u128>(),
+    ) {
+        let id = AnchorId::derive(account, &pose, RequestId(request_id), 0, 0);
+        let only = KeyRange { start: id.key(), end: id.key().next() };
+        prop_assert_eq!(only.cells(account), Some((id.cell_index(), id.cell_index())));
+        let before = KeyRange { end: Some(id.key()), ..KeyRange::of_account(account) };
+        let (_, last) = before.cells(account).unwrap();
+        prop_assert_eq!(last, id.cell_index());
+    }
+
+    #[test]
     fn intersection_holds_what_both_hold(
         ends in any::<[u8; 4]>(), open in any::<[bool; 2]>(), key in any::<u8>(),
     ) {
