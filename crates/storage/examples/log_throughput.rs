@@ -135,10 +135,13 @@ fn shared_log(dir: &Path, length: usize, time: Duration) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Content, and who waits for it.
+type Waiting = (Bytes, mpsc::SyncSender<()>);
+
 /// The yardstick: one file, one writer, group commit, nothing else.
 #[derive(Default)]
 struct BareFile {
-    queue: Mutex<(Vec<(Bytes, mpsc::SyncSender<()>)>, bool)>,
+    queue: Mutex<(Vec<Waiting>, bool)>,
     work: Condvar,
 }
 

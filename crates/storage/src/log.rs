@@ -87,7 +87,7 @@ use self::group::GroupState;
 use self::index::{Index, Slot};
 pub use self::memory::MemoryLog;
 use self::queue::{Room, Shared, State};
-use self::recovery::Recovered;
+use self::recovery::{FoundSlot, Recovered};
 use self::segment::{LOCK_NAME, Segment, number_of};
 use self::writer::{Current, Prepared, Writer};
 use self::written::{Home, Uses, Written};
@@ -205,9 +205,11 @@ impl SegmentedLog {
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
         let config = within_limits(config);
         fs.create_dir_all(dir).map_err(failed)?;
-        let lock = fs.lock(&dir.join(LOCK_NAME)).map_err(|source| match source.kind() {
-            std::io::ErrorKind::WouldBlock => OpenError::Locked { dir: dir.to_owned() },
-            _ => failed(source),
+        let lock = fs.lock(&dir.join(LOCK_NAME)).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::WouldBlock {
+                return OpenError::Locked { dir: dir.to_owned() };
+            }
+            failed(source)
         })?;
         let names = fs.list(dir).map_err(failed)?;
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
@@ -349,28 +351,7 @@ fn build(
         offset: recovered.tail.offset,
         sealed: recovered.tail.sealed,
     };
-    let mut seen = BTreeMap::new();
-    let mut written = BTreeMap::new();
-    for (group, state) in recovered.groups {
-        written.insert(
-            group,
-            writer::homes(&state, |slot| Home { segment: slot.segment, length: slot.length }),
-        );
-        let slots = state.slots.into_iter().map(|slot| {
-            uses.gain(Home { segment: slot.segment, length: slot.length });
-            Slot {
-                term: slot.term,
-                sequence: 0,
-                segment: segments.get(&slot.segment).cloned(),
-                offset: slot.offset,
-                length: slot.length,
-                content: None,
-            }
-        });
-        let slots = slots.collect();
-        let GroupState { hard_state, purged, last, first, .. } = state;
-        seen.insert(group, GroupState { hard_state, purged, last, first, slots });
-    }
+    let (seen, written) = pictures(recovered.groups, &segments, &mut uses);
     let room = Room {
         reserve: config.segment_bytes / 16,
         groups: written.len() as u64,
@@ -412,6 +393,31 @@ fn build(
         offsets: Vec::new(),
         bytes_written: 0,
     })
+}
+
+/// The recovered groups as readers see them, and as the writer does.
+fn pictures(
+    found: BTreeMap<GroupId, GroupState<FoundSlot>>,
+    segments: &BTreeMap<u64, Arc<Segment>>,
+    uses: &mut Uses,
+) -> (BTreeMap<GroupId, GroupState<Slot>>, BTreeMap<GroupId, GroupState<Home>>) {
+    let home = |slot: &FoundSlot| Home { segment: slot.segment, length: slot.length };
+    let mut seen = BTreeMap::new();
+    let mut written = BTreeMap::new();
+    for (group, state) in found {
+        state.slots.iter().for_each(|slot| uses.gain(home(slot)));
+        written.insert(group, state.map(home));
+        let slot = |slot: &FoundSlot| Slot {
+            term: slot.term,
+            sequence: 0,
+            segment: segments.get(&slot.segment).cloned(),
+            offset: slot.offset,
+            length: slot.length,
+            content: None,
+        };
+        seen.insert(group, state.map(slot));
+    }
+    (seen, written)
 }
 
 #[cfg(test)]

@@ -107,13 +107,13 @@ impl File for RealFile {
 }
 
 fn fill(file: &fs::File, length: u64) -> io::Result<()> {
-    const STEP: u64 = 64 * 1024;
-    let zeros = [0; STEP as usize];
+    const STEP: usize = 64 * 1024;
+    let zeros = [0; STEP];
     let mut at = file.metadata()?.len();
     while at < length {
-        let step = STEP.min(length - at);
-        file.write_all_at(&zeros[..usize::try_from(step).unwrap_or(0)], at)?;
-        at += step;
+        let step = STEP.min(usize::try_from(length - at).unwrap_or(STEP));
+        file.write_all_at(&zeros[..step], at)?;
+        at += step as u64;
     }
     Ok(())
 }

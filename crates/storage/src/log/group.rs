@@ -34,6 +34,17 @@ impl<S> GroupState<S> {
         GroupLog { hard_state: self.hard_state, purged: self.purged, last: self.last }
     }
 
+    /// The same log with something else known about its entries.
+    pub(crate) fn map<T>(&self, slot: impl FnMut(&S) -> T) -> GroupState<T> {
+        GroupState {
+            hard_state: self.hard_state,
+            purged: self.purged,
+            last: self.last,
+            first: self.first,
+            slots: self.slots.iter().map(slot).collect(),
+        }
+    }
+
     /// The index the next entry must have; `None` if any will do.
     pub(crate) fn next_index(&self) -> Option<u64> {
         if self.slots.is_empty() {

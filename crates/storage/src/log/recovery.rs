@@ -19,11 +19,11 @@ pub(super) use self::replay::{FoundSlot, carry};
 use super::OpenError;
 use super::frame::{FramePlace, Record, RecordReader, read_frame};
 use super::group::GroupState;
-use super::segment::{HeaderFault, SEGMENT_HEADER_BYTES, check_header, path_of, read_whole};
+use super::segment::{HEADER_LENGTH, HeaderFault, check_header, path_of, read_whole};
 use crate::fs::{File, FileSystem};
 use crate::log_store::GroupId;
 
-const FIRST_FRAME: usize = SEGMENT_HEADER_BYTES as usize;
+const FIRST_FRAME: usize = HEADER_LENGTH;
 
 /// One segment file as read.
 struct Image {

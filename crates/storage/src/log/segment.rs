@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::fs::File;
 
-pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
+/// Bytes of a segment's header; the first frame starts behind it.
+pub(super) const HEADER_LENGTH: usize = 64;
+pub(super) const SEGMENT_HEADER_BYTES: u64 = HEADER_LENGTH as u64;
 pub(super) const FORMAT_VERSION: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"AHLOGSEG";
 const IDENTITY_MAGIC: [u8; 8] = *b"AHLOG-ID";
@@ -36,8 +38,8 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
     (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
-pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; HEADER_LENGTH] {
+    let mut bytes = [0; HEADER_LENGTH];
     bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
     bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
     bytes[16..24].copy_from_slice(&log_id.to_le_bytes());
@@ -59,9 +61,8 @@ pub(super) enum HeaderFault {
 
 /// Checks the header of a segment's bytes.
 pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(), HeaderFault> {
-    let whole = bytes
-        .get(..SEGMENT_HEADER_BYTES as usize)
-        .ok_or(HeaderFault::Damaged("the segment's header is cut"))?;
+    let whole =
+        bytes.get(..HEADER_LENGTH).ok_or(HeaderFault::Damaged("the segment's header is cut"))?;
     if crc32c::crc32c(&whole[..60]).to_le_bytes() != whole[60..] || whole[..8] != SEGMENT_MAGIC {
         return Err(HeaderFault::Damaged("the segment's header is damaged"));
     }

@@ -8,7 +8,8 @@ use super::OpenError;
 use super::frame::{FramePlace, FrameWriter};
 use super::recovery::{FoundSegment, Recovered, Tail, Unopened};
 use super::segment::{
-    IDENTITY_NAME, SEGMENT_HEADER_BYTES, header, identity, path_of, read_identity, read_whole,
+    HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, header, identity, path_of, read_identity,
+    read_whole,
 };
 use crate::fs::{File, FileSystem};
 
@@ -57,7 +58,7 @@ fn fresh_opening(log_id: u64) -> (Vec<u8>, u32) {
     frame.opening(FIRST, 0);
     let place = FramePlace { log_id, segment: FIRST, offset: SEGMENT_HEADER_BYTES };
     let (bytes, checksum) = frame.finish(place, 1, 0);
-    let mut whole = vec![0; SEGMENT_HEADER_BYTES as usize];
+    let mut whole = vec![0; HEADER_LENGTH];
     whole.extend_from_slice(bytes);
     (whole, checksum)
 }
@@ -78,7 +79,7 @@ pub(super) fn create(
         let log_id = fs.unique_id()?;
         let file = fs.create(&path_of(dir, FIRST), length)?;
         let (mut bytes, checksum) = fresh_opening(log_id);
-        bytes[..SEGMENT_HEADER_BYTES as usize].copy_from_slice(&header(log_id, FIRST, length));
+        bytes[..HEADER_LENGTH].copy_from_slice(&header(log_id, FIRST, length));
         file.write_at(&bytes, 0)?;
         file.sync_data()?;
         fs.sync_dir(dir)?;
@@ -97,7 +98,7 @@ pub(super) fn create(
             tail: Tail {
                 batch: 1,
                 checksum,
-                frame: (SEGMENT_HEADER_BYTES, bytes[SEGMENT_HEADER_BYTES as usize..].to_vec()),
+                frame: (SEGMENT_HEADER_BYTES, bytes[HEADER_LENGTH..].to_vec()),
                 offset,
                 sealed: false,
                 garbage: None,

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 pub(super) use self::upkeep::Cursor;
 use super::LogConfig;
 use super::frame::{FramePlace, FrameWriter, SEAL_BYTES};
-use super::group::GroupState;
 use super::queue::{Change, Queued, Shared};
 use super::recovery::carry;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
@@ -362,17 +361,6 @@ impl Writer {
         self.show_room(&mut state);
         drop(state);
         self.shared.room.notify_all();
-    }
-}
-
-/// The writer's own picture of what was recovered, as far as groups go.
-pub(super) fn homes<S: Copy>(state: &GroupState<S>, home: impl Fn(S) -> Home) -> GroupState<Home> {
-    GroupState {
-        hard_state: state.hard_state,
-        purged: state.purged,
-        last: state.last,
-        first: state.first,
-        slots: state.slots.iter().copied().map(home).collect(),
     }
 }
 

@@ -31,7 +31,7 @@ fn a_lagging_group_does_not_keep_the_log_from_shrinking() {
     let expected: Vec<LogEntry> = (0..40).map(|index| entry(lagging, 1, index, 300)).collect();
     assert_eq!(read_all(&log, lagging), expected);
     assert_eq!(log.group(lagging).unwrap().hard_state.unwrap().term, 5);
-    assert_eq!(read_all(&log, busy).len(), 3000 - 2989 + 0_usize.max(0) - 1);
+    assert_eq!(read_all(&log, busy).len(), 10);
 }
 
 #[test]
