@@ -188,10 +188,10 @@ impl TestCluster {
             let request = admin.request(admin_v1::GetClusterStatusRequest {});
             let status = admin.clusters().get_cluster_status(request).await;
             let status = status.map_err(|status| status.to_string())?.into_inner();
-            match status.health() {
-                admin_v1::Health::Healthy => Ok(()),
-                health => Err(format!("{health:?}: {:?}", status.problems)),
+            if status.health() == admin_v1::Health::Healthy {
+                return Ok(());
             }
+            Err(format!("{:?}: {:?}", status.health(), status.problems))
         })
         .await;
     }

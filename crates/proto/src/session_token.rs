@@ -98,12 +98,13 @@ impl SessionToken {
         let first = self.spans.partition_point(|span| span.last < new.start);
         let end = self.spans.partition_point(|span| span.start <= new.last);
         // A session mostly meets the same shards with the same bounds.
-        if let [old] = &mut self.spans[first..end] {
-            if old.start == new.start && old.last == new.last {
-                old.version = old.version.max(new.version);
-                self.coalesce(first);
-                return;
-            }
+        if let [old] = &mut self.spans[first..end]
+            && old.start == new.start
+            && old.last == new.last
+        {
+            old.version = old.version.max(new.version);
+            self.coalesce(first);
+            return;
         }
         let mut pieces = Vec::with_capacity(end - first + 2);
         let mut rest = Some(new.start);
@@ -231,7 +232,7 @@ impl SessionToken {
 /// A key without its trailing zeros: most bounds are cells, whose low bytes are 0.
 fn put_key(buffer: &mut BytesMut, key: u128) {
     let length = 16 - (key.trailing_zeros() / 8).min(16) as usize;
-    buffer.put_u8(length as u8 & 31);
+    buffer.put_u8(u8::try_from(length).unwrap_or(16));
     buffer.put_slice(&key.to_be_bytes()[..length]);
 }
 

@@ -196,15 +196,9 @@ fn bad_ids() -> [String; 9] {
     ]
 }
 
-fn read_rows() -> Vec<Row> {
-    use Reason::{BatchTooLarge, FieldInvalid, PageTokenInvalid, SessionTokenInvalid};
+fn level_rows() -> Vec<Row> {
+    use Reason::{FieldInvalid, SessionTokenInvalid};
     let mut rows = Vec::new();
-    for id in bad_ids() {
-        let get = v1::GetAnchorRequest { id: id.clone(), read: None };
-        rows.push(row(&format!("get {id:?}"), GET, &get, FieldInvalid, "id"));
-        let delete = v1::DeleteAnchorRequest { id: id.clone(), ..Default::default() };
-        rows.push(row(&format!("delete {id:?}"), DELETE, &delete, FieldInvalid, "id"));
-    }
     let reads = [
         ("no bound", bounded(Duration::ZERO, Bytes::new()), FieldInvalid, "max_staleness"),
         (
@@ -245,6 +239,18 @@ fn read_rows() -> Vec<Row> {
         rows.push(row(&format!("list: {label}"), LIST, &list, reason, field));
         let locate = v1::LocateRequest { read, ..near(0.0, 0.0, 1) };
         rows.push(row(&format!("locate: {label}"), LOCATE, &locate, reason, field));
+    }
+    rows
+}
+
+fn read_rows() -> Vec<Row> {
+    use Reason::{BatchTooLarge, FieldInvalid, PageTokenInvalid};
+    let mut rows = level_rows();
+    for id in bad_ids() {
+        let get = v1::GetAnchorRequest { id: id.clone(), read: None };
+        rows.push(row(&format!("get {id:?}"), GET, &get, FieldInvalid, "id"));
+        let delete = v1::DeleteAnchorRequest { id: id.clone(), ..Default::default() };
+        rows.push(row(&format!("delete {id:?}"), DELETE, &delete, FieldInvalid, "id"));
     }
     let batch = |ids: Vec<String>| v1::BatchGetAnchorsRequest { ids, read: None };
     rows.push(row("empty batch get", BATCH_GET, &batch(vec![]), FieldInvalid, "ids"));
@@ -338,12 +344,18 @@ fn query_rows() -> Vec<Row> {
         ("a box without a corner", local_box(no_corner), "box"),
     ];
     for (label, region, field) in regions {
-        let criterion = Some(v1::locate_request::Criterion::Region(region.clone()));
+        let criterion = Some(v1::locate_request::Criterion::Region(region));
         let locate = v1::LocateRequest { criterion, ..Default::default() };
         rows.push(row(&format!("locate: {label}"), LOCATE, &locate, FieldInvalid, field));
         let list = v1::ListAnchorsRequest { region: Some(region), ..Default::default() };
         rows.push(row(&format!("list: {label}"), LIST, &list, FieldInvalid, field));
     }
+    rows
+}
+
+fn filter_rows() -> Vec<Row> {
+    use Reason::FieldInvalid;
+    let mut rows = Vec::new();
     let many: Vec<String> = (0..33).map(|index| index.to_string()).collect();
     let filters = [
         v1::Filter { tags_all: many.clone(), ..Default::default() },
@@ -366,7 +378,8 @@ fn query_rows() -> Vec<Row> {
 async fn bad_input_is_refused_with_its_reason_and_field_and_changes_nothing() {
     let cluster = shared().await;
     let account = cluster.account(0).await.unwrap();
-    let rows: Vec<Row> = [write_rows(), read_rows(), query_rows()].into_iter().flatten().collect();
+    let rows: Vec<Row> =
+        [write_rows(), read_rows(), query_rows(), filter_rows()].into_iter().flatten().collect();
     let mut wrong = Vec::new();
     for (number, row) in rows.into_iter().enumerate() {
         let rpc = cluster.account_rpc(number % 3, &account);

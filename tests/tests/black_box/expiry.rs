@@ -43,7 +43,7 @@ async fn an_expired_anchor_is_gone_for_every_method_on_every_node() {
         let gone = rpc.get(&goes.id, linearizable()).await.unwrap_err();
         assert_eq!(reason_of(&gone), Some(Reason::AnchorNotFound));
         let listed = rpc.list(Default::default()).await.unwrap().anchors;
-        assert_eq!(listed, [keeps.clone()]);
+        assert_eq!(listed, std::slice::from_ref(&keeps));
         let point = v1::GeoPoint { latitude_deg: 5.0, longitude_deg: 6.0, height_m: 0.0 };
         let near =
             v1::NearPoint { point: Some(v1::near_point::Point::Geo(point)), k: 5, radius_m: None };

@@ -3,6 +3,8 @@
 //! Tests that break nothing share one cluster and have an account each. The tests of `faults` and
 //! `returning` kill nodes of clusters of their own, one after the other.
 
+#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
+
 mod access;
 mod bad_input;
 mod docs;

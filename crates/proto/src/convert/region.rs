@@ -149,7 +149,8 @@ fn rectangle_from_wire(rectangle: v1::GeoRectangle) -> Result<RegionSpec, FieldE
     }
     let height_m_min = height_m_min.unwrap_or(f64::NEG_INFINITY);
     let height_m_max = height_m_max.unwrap_or(f64::INFINITY);
-    if !(height_m_min <= height_m_max) {
+    // NaN is in no order.
+    if height_m_min.partial_cmp(&height_m_max).is_none_or(std::cmp::Ordering::is_gt) {
         return Err(FieldError::invalid("height_m_max", "must not be below `height_m_min`"));
     }
     Ok(RegionSpec::GeoRectangle {

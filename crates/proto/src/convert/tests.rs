@@ -373,10 +373,10 @@ fn locate_needs_exactly_one_criterion_within_bounds() {
     assert_eq!(refused(near(1_001, None)), "near_point.k");
     assert_eq!(refused(near(1, Some(0.0))), "near_point.radius_m");
     assert_eq!(refused(near(1, Some(f64::NAN))), "near_point.radius_m");
-    match locate_from_wire(near(0, None)).unwrap().criterion {
-        Criterion::Near(near) => assert_eq!(near.k, 10),
-        other => panic!("{other:?}"),
-    }
+    let Criterion::Near(by_default) = locate_from_wire(near(0, None)).unwrap().criterion else {
+        panic!("another criterion")
+    };
+    assert_eq!(by_default.k, 10);
     let ids = |ids: Vec<String>| v1::LocateRequest {
         criterion: Some(v1::locate_request::Criterion::Ids(v1::AnchorIds { ids })),
         ..v1::LocateRequest::default()

@@ -136,9 +136,9 @@ fn a_re_founded_shard_is_told_from_one_that_lags() {
 #[test]
 fn the_largest_token_is_taken_and_a_larger_one_is_not_made() {
     let mut token = SessionToken::default();
-    for number in 0..SESSION_ENTRIES_MAX as u128 {
-        let start = number << 8 | 1;
-        token.note(&range(start, start + 2), version(u32::MAX, u64::MAX - number as u64));
+    for number in 0..SESSION_ENTRIES_MAX as u64 {
+        let start = u128::from(number) << 8 | 1;
+        token.note(&range(start, start + 2), version(u32::MAX, u64::MAX - number));
     }
     let bytes = token.encode().unwrap();
     assert!(bytes.len() <= SESSION_TOKEN_BYTES_MAX, "{}", bytes.len());
