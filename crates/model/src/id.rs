@@ -11,7 +11,7 @@
 //! | 86–127 | hash of (account, request id, item, attempt) |
 //!
 //! Bit 0 is the most significant one. The cell's lowest bit is always 1, so the cell's other 31
-//! bits and the fine cell make one 47-bit number, the [`CellIndex`]: the order of ids within an
+//! bits and the fine cell make one 47-bit number, the cell index: the order of ids within an
 //! account is the order of their cell indexes.
 //!
 //! Not here: which cell a pose lies in (`cell`), which cells a region touches (`cover`).

@@ -1,6 +1,6 @@
 //! What Anchorhold stores, and what a committed command does to it.
 //!
-//! Ids and keys, anchors, commands, and the two pure state machines: [`apply`] of a shard and
+//! Ids and keys, anchors, commands, and the two pure state machines: [`apply()`] of a shard and
 //! [`catalog::apply`] of the catalog. Equal state and equal entry give equal outcomes and equal
 //! changes on every replica: no clock, no randomness, no IO, no iteration over hash order.
 //!
