@@ -305,6 +305,12 @@ impl Host {
             client_address: request.client_address,
             version: request.version,
         };
+        // The founder may be asked before it has finished founding, and is to get the first id.
+        let mut catalog = self.catalog();
+        let founded = catalog.wait_for(|catalog| catalog.nodes.contains_key(&identity.node_id));
+        if !matches!(tokio::time::timeout(ANNOUNCE_TIMEOUT, founded).await, Ok(Ok(_))) {
+            return Err(Status::unavailable("the cluster is not founded yet"));
+        }
         let command = node.command(u128::from_be_bytes(instance));
         let node_id = match self.propose_catalog(command, ANNOUNCE_TIMEOUT).await {
             Ok(CatalogOutcome::NodeRegistered { node_id }) => node_id,
@@ -326,6 +332,11 @@ impl Host {
             node_id: node_id.0,
             peers: peers.into_iter().map(known).collect(),
         })
+    }
+
+    /// Notes where a peer can be reached, beside what the catalog and handshakes say.
+    pub fn learn_peer(&self, node: NodeId, address: &str) {
+        self.peers().set_address(node, address);
     }
 
     fn learn_addresses(&self) {

@@ -9,8 +9,8 @@ use anchorhold_model::catalog::{
     CatalogCommand, CatalogEntry, CatalogOutcome, CatalogState, DEFAULT_CLASS,
 };
 use anchorhold_model::{
-    Anchor, AnchorId, Command, Key, KeyRange, NodeId, Outcome, Records, ReplicaId, ShardDescriptor,
-    ShardId, ShardState, Stamp, Timestamp, row,
+    Anchor, AnchorId, Command, Key, KeyRange, NodeId, OperationId, Outcome, Records, ReplicaId,
+    ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, row,
 };
 use anchorhold_proto::peer_v1::SnapshotChunk;
 use anchorhold_storage::snapshot::SnapshotDigest;
@@ -82,6 +82,8 @@ pub struct ReplicaStatus {
     pub term: u64,
     /// The leader, if known.
     pub leader: Option<LeaderHint>,
+    /// Voters of the group, as this replica knows its membership.
+    pub voters: usize,
     /// Last index in the log.
     pub last_index: Option<u64>,
     /// Applied index.
@@ -337,6 +339,7 @@ impl Replica {
             role,
             term: metrics.current_term,
             leader: metrics.current_leader.and_then(|id| hint(Some(id), node_of(id))),
+            voters: metrics.membership_config.membership().voter_ids().count(),
             last_index: metrics.last_log_index,
             applied_index: self.applied.borrow().end.checked_sub(1),
             snapshot_index: metrics.snapshot.as_ref().map(|id| id.index),
@@ -601,6 +604,43 @@ impl Replica {
         range: KeyRange,
         visit: &mut dyn FnMut(Arc<Anchor>) -> ControlFlow<()>,
     ) -> Result<(), StateError> {
+        self.scan_rows(range, &mut |key, value| match key {
+            row::RowKey::Anchor(_) => {
+                row::decode_anchor(value).map(|anchor| visit(Arc::new(anchor))).map_err(damaged)
+            }
+            row::RowKey::Operation(..) => Ok(ControlFlow::Continue(())),
+        })
+    }
+
+    /// Visits all stored anchors and dedup entries of the shard in key order, for whoever builds
+    /// derived state from them.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub fn scan_records(
+        &self,
+        visit_anchor: &mut dyn FnMut(Arc<Anchor>),
+        visit_operation: &mut dyn FnMut(AnchorId, OperationId, Timestamp),
+    ) -> Result<(), StateError> {
+        self.scan_rows(KeyRange::FULL, &mut |key, value| {
+            match key {
+                row::RowKey::Anchor(_) => {
+                    visit_anchor(Arc::new(row::decode_anchor(value).map_err(damaged)?));
+                }
+                row::RowKey::Operation(id, operation) => {
+                    let record = row::decode_operation(value).map_err(damaged)?;
+                    visit_operation(id, operation, record.time);
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn scan_rows(
+        &self,
+        range: KeyRange,
+        visit: &mut dyn FnMut(row::RowKey, &[u8]) -> Result<ControlFlow<()>, StateError>,
+    ) -> Result<(), StateError> {
         let range = range.intersect(&self.shared.shard.load().descriptor.range);
         if range.is_empty() {
             return Ok(());
@@ -608,15 +648,14 @@ impl Replica {
         let (start, end) = keys::records(range);
         let mut failed = None;
         self.shared.state.scan(&start[..]..&end[..], &mut |key, value| {
-            match row::RowKey::parse(&key[1..]) {
-                Ok(row::RowKey::Anchor(_)) => match row::decode_anchor(value) {
-                    Ok(anchor) => return visit(Arc::new(anchor)),
-                    Err(error) => failed = Some(damaged(error)),
-                },
-                Ok(row::RowKey::Operation(..)) => return ControlFlow::Continue(()),
-                Err(error) => failed = Some(damaged(error)),
+            let parsed = row::RowKey::parse(&key[1..]).map_err(damaged);
+            match parsed.and_then(|key| visit(key, value)) {
+                Ok(flow) => flow,
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
             }
-            ControlFlow::Break(())
         })?;
         failed.map_or(Ok(()), Err)
     }

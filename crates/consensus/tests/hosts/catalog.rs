@@ -1,0 +1,46 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::support::{PATIENCE, TestCluster, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_join_and_the_catalog_votes_in_three_zones() {
+    let cluster = TestCluster::start(4).await;
+    let leader = cluster.nodes[0].host().catalog_replica();
+    assert_eq!(leader.status().voters, 3);
+    for node in &cluster.nodes {
+        eventually("every node knows all", || {
+            (node.host().catalog().borrow().nodes.len() == 4).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_reaches_another_nodes_server() {
+    let cluster = TestCluster::start(2).await;
+    let to = cluster.nodes[1].identity.node_id;
+    let answer =
+        cluster.nodes[0].host().call(to, Bytes::from_static(b"hello"), PATIENCE).await.unwrap();
+    let from = cluster.nodes[0].identity.node_id;
+    assert_eq!(answer[..8], from.0.to_be_bytes());
+    assert_eq!(&answer[8..], b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_cluster_at_a_reused_port_is_refused() {
+    let mut first = TestCluster::start(2).await;
+    let other = TestCluster::start(1).await;
+    // The second node of the first cluster is replaced by a stranger at the same address.
+    first.nodes[1].crash(false).await;
+    let node = first.nodes[1].identity.node_id;
+    let stranger = other.nodes[0].address.clone();
+    first.nodes[0].host().learn_peer(node, &stranger);
+    let answer = first.nodes[0]
+        .host()
+        .call(node, Bytes::from_static(b"who are you"), Duration::from_secs(5))
+        .await;
+    let refused = answer.unwrap_err().to_string();
+    assert!(refused.contains("the peer looks for node"), "{refused}");
+}

@@ -1,0 +1,426 @@
+//! A cluster of hosts in this process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anchorhold_consensus::seams::BoxFuture;
+use anchorhold_consensus::{
+    CallHandler, Clock, ConsensusConfig, Dial, Exit, Host, HostStart, Identity, Listener,
+    NodeRegistration, Offload, ProposeError, Replica, Seams, founder, join,
+};
+use anchorhold_geometry::{GeoPoint, Orientation};
+use anchorhold_model::catalog::{ApiKey, CatalogCommand, CatalogOutcome, DEFAULT_CLASS};
+use anchorhold_model::{
+    AccountNumber, Accuracy, Anchor, AnchorId, Changes, Command, Key, NodeId, OperationId, Outcome,
+    Pose, RequestId, ShardId, Timestamp, Version, Write,
+};
+use anchorhold_storage::snapshot::SnapshotStore;
+use anchorhold_storage::{MemoryLog, MemoryState};
+use bytes::Bytes;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// Longest wait for anything in these tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+struct LoopbackDial;
+
+impl Dial for LoopbackDial {
+    fn channel(&self, _peer: NodeId, announced: &str) -> Result<Channel, String> {
+        let endpoint =
+            Endpoint::from_shared(format!("http://{announced}")).map_err(|e| e.to_string())?;
+        Ok(endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock that these tests pass in")]
+fn monotonic_now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+struct TestClock {
+    start: std::time::Instant,
+}
+
+impl Clock for TestClock {
+    fn wall(&self) -> Timestamp {
+        let elapsed = monotonic_now().duration_since(self.start).as_millis();
+        Timestamp(1_700_000_000_000 + u64::try_from(elapsed).unwrap())
+    }
+
+    fn monotonic(&self) -> Duration {
+        monotonic_now().duration_since(self.start)
+    }
+}
+
+struct Inline;
+
+impl Offload for Inline {
+    fn in_place(&self, work: &mut dyn FnMut()) {
+        work();
+    }
+
+    fn spawn(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::task::spawn_blocking(work).await.unwrap();
+        })
+    }
+}
+
+/// Remembers that the node wanted to end.
+#[derive(Default)]
+pub(crate) struct Ended(AtomicBool);
+
+impl Exit for Ended {
+    fn exit(&self, reason: &str) {
+        eprintln!("a node ends: {reason}");
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Counts what it is told.
+#[derive(Default)]
+pub(crate) struct Heard {
+    pub(crate) anchors: parking_lot::Mutex<BTreeMap<(ShardId, AnchorId), bool>>,
+    pub(crate) replaced: parking_lot::Mutex<Vec<ShardId>>,
+}
+
+impl Listener for Heard {
+    fn opened(&self, _replica: &Arc<Replica>) {}
+
+    fn applied(&self, shard: ShardId, changes: &Changes) {
+        let mut anchors = self.anchors.lock();
+        for (id, anchor) in &changes.anchors {
+            anchors.insert((shard, *id), anchor.is_some());
+        }
+    }
+
+    fn replaced(&self, replica: &Arc<Replica>) {
+        self.replaced.lock().push(replica.shard_id());
+    }
+
+    fn removed(&self, _shard: ShardId) {}
+}
+
+struct Echo;
+
+impl CallHandler for Echo {
+    fn call(&self, from: NodeId, content: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(async move {
+            let mut answer = from.0.to_be_bytes().to_vec();
+            answer.extend_from_slice(&content);
+            answer.into()
+        })
+    }
+}
+
+/// What survives a node's crash.
+pub(crate) struct Disk {
+    pub(crate) log: Arc<MemoryLog>,
+    pub(crate) state: Arc<MemoryState>,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self {
+            log: Arc::new(MemoryLog::new()),
+            state: Arc::new(MemoryState::new()),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+}
+
+/// One node.
+pub(crate) struct TestNode {
+    pub(crate) identity: Identity,
+    pub(crate) disk: Disk,
+    pub(crate) heard: Arc<Heard>,
+    pub(crate) ended: Arc<Ended>,
+    pub(crate) address: String,
+    pub(crate) running: Option<Running>,
+    zone: String,
+}
+
+/// A node's running parts, on threads of their own: a crash ends every task and connection.
+pub(crate) struct Running {
+    pub(crate) host: Host,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Several nodes, one per zone.
+pub(crate) struct TestCluster {
+    pub(crate) nodes: Vec<TestNode>,
+    config: ConsensusConfig,
+}
+
+fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
+    Seams {
+        dial: Arc::new(LoopbackDial),
+        clock: Arc::new(TestClock { start: monotonic_now() }),
+        seed: 1,
+        offload: Arc::new(Inline),
+        log: disk.log.clone(),
+        state: disk.state.clone(),
+        snapshots: Arc::new(SnapshotStore::open(disk.dir.path()).unwrap()),
+        exit,
+    }
+}
+
+fn registration(zone: &str, address: &str) -> NodeRegistration {
+    NodeRegistration {
+        region: "home".into(),
+        zone: zone.into(),
+        peer_address: address.into(),
+        client_address: address.into(),
+        version: "test".into(),
+    }
+}
+
+impl TestNode {
+    /// Binds, joins where needed, and starts.
+    async fn first_start(
+        zone: &str,
+        join_at: Option<&str>,
+        config: &ConsensusConfig,
+        instance: u128,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let disk = Disk::new();
+        let ended = Arc::new(Ended::default());
+        let node = registration(zone, &address);
+        let (identity, peers, found) = match join_at {
+            None => (founder(7, instance), Vec::new(), Some("test".to_owned())),
+            Some(at) => {
+                let seams = seams(&disk, ended.clone());
+                let joined = join(&[at.to_owned()], instance, &node, &seams).await.unwrap();
+                (joined.0, joined.1, None)
+            }
+        };
+        let mut this = Self {
+            identity,
+            disk,
+            heard: Arc::default(),
+            ended,
+            address,
+            running: None,
+            zone: zone.into(),
+        };
+        this.run(listener, peers, found, config).await;
+        this
+    }
+
+    async fn run(
+        &mut self,
+        listener: tokio::net::TcpListener,
+        peers: Vec<(NodeId, String)>,
+        found: Option<String>,
+        config: &ConsensusConfig,
+    ) {
+        let start = HostStart {
+            identity: self.identity.clone(),
+            node: registration(&self.zone, &self.address),
+            found,
+            peers,
+            config: config.clone(),
+        };
+        let seams = seams(&self.disk, self.ended.clone());
+        let heard = self.heard.clone();
+        let listener = listener.into_std().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let started = runtime.spawn(async move {
+            let host = Host::start(start, seams, heard, Arc::new(Echo)).await.unwrap();
+            let service = host.peer_service();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let incoming = tonic::transport::server::TcpIncoming::from(listener);
+            tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+            host
+        });
+        let host = started.await.unwrap();
+        self.running = Some(Running { host, runtime: Some(runtime) });
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.running.as_ref().unwrap().host
+    }
+
+    /// Ends the node at once; with `power`, what was not durable is lost as well.
+    pub(crate) async fn crash(&mut self, power: bool) {
+        let runtime = self.running.take().unwrap().runtime.take().unwrap();
+        let ended = tokio::task::spawn_blocking(|| runtime.shutdown_timeout(PATIENCE));
+        ended.await.unwrap();
+        if power {
+            self.disk.log.crash();
+            self.disk.state.crash();
+        }
+    }
+}
+
+impl TestCluster {
+    pub(crate) async fn start(count: usize) -> Self {
+        Self::start_with(count, ConsensusConfig::default()).await
+    }
+
+    pub(crate) async fn start_with(count: usize, config: ConsensusConfig) -> Self {
+        // `RUST_LOG=debug` shows what a failing test went through.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
+        drop(log.try_init());
+        let mut nodes: Vec<TestNode> = Vec::new();
+        for number in 0..count {
+            let zone = format!("zone-{number}");
+            let join_at = nodes.first().map(|first| first.address.clone());
+            let instance = 1 + number as u128;
+            nodes.push(TestNode::first_start(&zone, join_at.as_deref(), &config, instance).await);
+        }
+        let cluster = Self { nodes, config };
+        // Two voters survive no more than one does, so a second node only follows.
+        cluster.wait_for_voters(if count < 3 { 1 } else { 3 }).await;
+        cluster
+    }
+
+    async fn wait_for_voters(&self, count: usize) {
+        eventually("the catalog has its voters", || {
+            let known = self
+                .nodes
+                .iter()
+                .filter(|node| node.host().catalog().borrow().nodes.len() == self.nodes.len());
+            let status = self.nodes[0].host().catalog_replica().status();
+            (known.count() == self.nodes.len() && count <= status.voters.max(1)).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn restart(&mut self, number: usize) {
+        let config = self.config.clone();
+        let peers: Vec<_> =
+            self.nodes.iter().map(|n| (n.identity.node_id, n.address.clone())).collect();
+        let node = &mut self.nodes[number];
+        let listener = tokio::net::TcpListener::bind(&node.address).await.unwrap();
+        node.run(listener, peers, None, &config).await;
+    }
+
+    /// Creates an account with shards on all nodes, and waits until each is led.
+    pub(crate) async fn create_account(&self, name: &str, cuts: Vec<Key>) -> Vec<ShardId> {
+        let nodes: Vec<NodeId> = self.nodes.iter().map(|node| node.identity.node_id).collect();
+        let placements = (0..=cuts.len())
+            .map(|shard| {
+                let mut voters = nodes.clone();
+                voters.rotate_left(shard % nodes.len());
+                voters.truncate(3);
+                voters
+            })
+            .collect();
+        let command = CatalogCommand::CreateAccount {
+            request_id: RequestId(name.bytes().fold(1, |id, byte| id * 31 + u128::from(byte))),
+            name: name.into(),
+            class: DEFAULT_CLASS,
+            keys: Vec::<ApiKey>::new(),
+            cuts,
+            placements,
+        };
+        let outcome = self.nodes[0].host().propose_catalog(command, PATIENCE).await.unwrap();
+        let CatalogOutcome::AccountCreated { shards, .. } = outcome else {
+            panic!("not created: {outcome:?}");
+        };
+        for shard in &shards {
+            self.leader_of(*shard).await;
+        }
+        shards
+    }
+
+    /// The number of the running node that leads a shard.
+    pub(crate) async fn leader_of(&self, shard: ShardId) -> usize {
+        eventually("the shard is led", || {
+            self.nodes.iter().position(|node| {
+                node.running.as_ref().is_some_and(|running| {
+                    running.host.replica(shard).is_some_and(|replica| replica.is_leader())
+                })
+            })
+        })
+        .await
+    }
+
+    /// Writes through whoever leads, until there is an outcome.
+    pub(crate) async fn write(&self, shard: ShardId, item: u64) -> AnchorId {
+        let anchor = anchor(item);
+        let id = anchor.id;
+        loop {
+            let leader = self.leader_of(shard).await;
+            let Some(replica) = self.nodes[leader].host().replica(shard) else { continue };
+            let command = Command {
+                operation: OperationId { request_id: RequestId(u128::from(item)), item: 0 },
+                epoch: replica.state().descriptor.epoch,
+                write: Write::Create(Box::new(anchor.clone())),
+            };
+            match replica.propose(vec![command], Duration::from_secs(5)).await {
+                Ok(outcomes) => match &outcomes[..] {
+                    [Outcome::Written { .. }] => return id,
+                    other => panic!("not written: {other:?}"),
+                },
+                Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// An anchor of the first account, near a place that `item` chooses.
+pub(crate) fn anchor(item: u64) -> Anchor {
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let longitude = -170.0 + (item % 3_400) as f64 / 10.0;
+    let point = GeoPoint::new(10.0, longitude, 0.0).unwrap();
+    let pose = Pose::Geo { point, orientation: Orientation::IDENTITY };
+    Anchor {
+        id: AnchorId::derive(FIRST_ACCOUNT, &pose, RequestId(u128::from(item)), 0, 0),
+        pose,
+        accuracy: Accuracy::default(),
+        properties: BTreeMap::from([("item".into(), item.to_string())]),
+        tags: Default::default(),
+        expire_time: None,
+        create_time: Timestamp(0),
+        update_time: Timestamp(0),
+        creator: String::new(),
+        quality: None,
+        version: Version::default(),
+    }
+}
+
+/// The number that the first account of a cluster gets.
+const FIRST_ACCOUNT: AccountNumber = AccountNumber(1);
+
+/// Polls until there is an answer; fails after [`PATIENCE`].
+#[track_caller]
+pub(crate) fn eventually<T>(
+    what: &'static str,
+    mut poll: impl FnMut() -> Option<T>,
+) -> impl Future<Output = T> {
+    async move {
+        let wait = async {
+            loop {
+                if let Some(answer) = poll() {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
+    }
+}
