@@ -23,7 +23,7 @@ mod launcher;
 
 pub use files::write_secret;
 pub use launcher::{Event, LaunchConfig, LaunchError, ProcessCluster, Progress};
-pub use process::{Killed, ProcessIdentity};
+pub use process::{Killed, ProcessIdentity, user_id};
 pub use ready::{HttpAnswer, http_get, wait_until_ready};
 pub use state::{ClusterState, NodeState, StateError, StateFile, Wanted};
 pub use topology::{NodeSpec, Region, Topology, TopologyError, Zone};

@@ -5,6 +5,7 @@
 //! check and signal the id cannot come to mean another process.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,11 @@ pub struct ProcessIdentity {
     pub pid: u32,
     /// When it was started: opaque, equal only for the same process.
     pub started: String,
+}
+
+/// The number of the user that this process runs as.
+pub fn user_id() -> u32 {
+    rustix::process::getuid().as_raw()
 }
 
 /// What came of a kill.
@@ -45,6 +51,15 @@ impl ProcessIdentity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
+    /// Processor time that this process has used, user and system; `None` if it does not run, or
+    /// where the system does not tell.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        if !self.is_alive() {
+            return None;
+        }
+        platform::cpu_time(self.pid)
+    }
+
     /// Sends SIGKILL to this process and to no other.
     ///
     /// # Errors
@@ -64,7 +79,14 @@ impl ProcessIdentity {
 mod platform {
     use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-    use super::{Killed, Pid, Signal};
+    use super::{Duration, Killed, Pid, Signal};
+
+    pub(super) fn cpu_time(pid: u32) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let ticks = super::cpu_ticks(&stat)?;
+        let per_second = rustix::param::clock_ticks_per_second().max(1);
+        Some(Duration::from_millis(ticks * 1_000 / per_second))
+    }
 
     pub(super) fn started(pid: u32) -> Option<String> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -87,7 +109,11 @@ mod platform {
 mod platform {
     use std::process::Command;
 
-    use super::{Killed, Pid, Signal};
+    use super::{Duration, Killed, Pid, Signal};
+
+    pub(super) fn cpu_time(_pid: u32) -> Option<Duration> {
+        None
+    }
 
     pub(super) fn started(pid: u32) -> Option<String> {
         let pid = pid.to_string();
@@ -122,6 +148,14 @@ fn start_ticks(stat: &str) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// User and system time, in clock ticks: fields 14 and 15.
+#[cfg(any(target_os = "linux", test))]
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    Some(times.next()?.ok()? + times.next()?.ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
@@ -139,6 +173,7 @@ mod tests {
         assert_eq!(start_ticks(stat), Some(4242));
         assert_eq!(start_ticks(&stat.replace(") S", ") Z")), None);
         assert_eq!(start_ticks("7 (cat"), None);
+        assert_eq!(cpu_ticks(stat), Some(5 + 6));
     }
 
     #[test]

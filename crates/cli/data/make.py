@@ -33,7 +33,7 @@ def main() -> None:
         tags = "iata" if row["iata"] else ""
         out.writerow([
             row["icao"], row["iata"], row["name"], row["city"], row["country"],
-            f"{latitude:.6f}".rstrip("0"), f"{longitude:.6f}".rstrip("0"), f"{height_m:g}", tags,
+            f"{latitude:.6f}".rstrip("0").rstrip("."), f"{longitude:.6f}".rstrip("0").rstrip("."), f"{height_m:g}", tags,
         ])
     print(f"{left_out} rows without a usable position left out", file=sys.stderr)
 

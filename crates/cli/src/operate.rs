@@ -1,0 +1,468 @@
+//! `anchorhold cluster status`, `node list`, `shard list`, `zone list|kill|start`.
+
+use std::time::Duration;
+
+use anchorhold_client::admin_v1;
+use anchorhold_cluster::{StateError, StateFile, Wanted, wait_until_ready};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::context::{ClientArgs, Context};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, bytes, thousands};
+
+/// `anchorhold cluster`.
+#[derive(Args, Debug)]
+pub(crate) struct ClusterArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum ClusterCommand {
+    /// Show how the cluster is
+    Status {
+        /// End with exit code 3 unless it is healthy
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// `anchorhold node`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: NodeCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum NodeCommand {
+    /// List the nodes
+    List,
+}
+
+/// `anchorhold shard`.
+#[derive(Args, Debug)]
+pub(crate) struct ShardArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: ShardCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum ShardCommand {
+    /// List the shards in the order of their keys
+    List {
+        /// Only shards that hold anchors of the account with this number
+        #[arg(long, default_value_t = 0)]
+        account: u32,
+    },
+}
+
+/// `anchorhold zone`.
+#[derive(Args, Debug)]
+pub(crate) struct ZoneArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(subcommand)]
+    command: ZoneCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum ZoneCommand {
+    /// List the zones
+    List,
+    /// Kill a zone of the demo that runs here: SIGKILL to each of its nodes, as in a power cut
+    Kill {
+        /// The zone, such as b
+        zone: String,
+    },
+    /// Start a zone of the demo again and wait until its nodes are ready
+    Start {
+        /// The zone, such as b
+        zone: String,
+    },
+}
+
+/// How the cluster is.
+#[derive(Serialize)]
+struct StatusView {
+    cluster_id: String,
+    cluster_epoch: u32,
+    health: &'static str,
+    problems: Vec<String>,
+    nodes: u32,
+    nodes_up: u32,
+    zones: u32,
+    zones_up: u32,
+    shards: u32,
+    shards_without_leader: u32,
+    shards_degraded: u32,
+    accounts: u32,
+    anchors: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    node_id: u64,
+    region: String,
+    zone: String,
+    state: &'static str,
+    client_address: String,
+    peer_address: String,
+    version: String,
+    leaders: u32,
+    replicas: u32,
+    anchors: u64,
+    disk_bytes_used: u64,
+    start_time: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ShardView {
+    shard_id: u64,
+    start: String,
+    end: String,
+    leader_node_id: u64,
+    term: u64,
+    revision: u64,
+    anchors: u64,
+    bytes: u64,
+    replicas: Vec<ReplicaView>,
+    degraded: bool,
+}
+
+#[derive(Serialize)]
+struct ReplicaView {
+    node_id: u64,
+    live: bool,
+    applied_index: u64,
+    lag_entries: u64,
+}
+
+#[derive(Serialize)]
+struct ZoneView {
+    region: String,
+    zone: String,
+    nodes: u32,
+    nodes_up: u32,
+    leaders: u32,
+    replicas: u32,
+    survivable: bool,
+}
+
+/// How long the nodes of a zone may take to become ready.
+const ZONE_START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs `anchorhold cluster`.
+///
+/// # Errors
+/// As the cluster says; exit code 3 with `--check` if it is not healthy.
+pub(crate) async fn cluster(args: ClusterArgs) -> anyhow::Result<()> {
+    let context = Context::resolve(&args.client)?;
+    let ClusterCommand::Status { check } = args.command;
+    let request = admin_v1::GetClusterStatusRequest {};
+    let status = context.admin()?.get_cluster_status(request).await?;
+    let view = StatusView::from(status);
+    output::print(context.output, &view, || view.table())?;
+    if check && view.health != "healthy" {
+        let problem = format!("the cluster is {}", view.health);
+        return Err(Failure::new(Exit::Unhealthy, problem, "").into());
+    }
+    Ok(())
+}
+
+/// Runs `anchorhold node`.
+///
+/// # Errors
+/// As the cluster says.
+pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<()> {
+    let context = Context::resolve(&args.client)?;
+    let NodeCommand::List = args.command;
+    let nodes = context.admin()?.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
+    let views: Vec<NodeView> = nodes.into_iter().map(NodeView::from).collect();
+    output::print(context.output, &views, || {
+        let header = [
+            "NODE", "REGION", "ZONE", "STATE", "CLIENT", "VERSION", "LEADERS", "REPLICAS",
+            "ANCHORS", "DISK",
+        ];
+        output::table(header, views.iter().map(NodeView::row))
+    })
+}
+
+/// Runs `anchorhold shard`.
+///
+/// # Errors
+/// As the cluster says.
+pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
+    let context = Context::resolve(&args.client)?;
+    let ShardCommand::List { account } = args.command;
+    let admin = context.admin()?;
+    let mut request =
+        admin_v1::ListShardsRequest { account, page_size: 1_000, ..Default::default() };
+    let mut views = Vec::new();
+    loop {
+        let page = admin.list_shards(request.clone()).await?;
+        views.extend(page.shards.into_iter().map(ShardView::from));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    output::print(context.output, &views, || {
+        let header =
+            ["SHARD", "FROM", "LEADER", "TERM", "REPLICAS", "REVISION", "ANCHORS", "SIZE", "STATE"];
+        output::table(header, views.iter().map(ShardView::row))
+    })
+}
+
+/// Runs `anchorhold zone`.
+///
+/// # Errors
+/// If there is no demo or no such zone, or the nodes do not become ready.
+pub(crate) async fn zone(args: ZoneArgs) -> anyhow::Result<()> {
+    match args.command {
+        ZoneCommand::List => list_zones(&Context::resolve(&args.client)?).await,
+        ZoneCommand::Kill { zone } => kill_zone(&args.client.find_demo()?, &zone),
+        ZoneCommand::Start { zone } => start_zone(&args.client.find_demo()?, &zone).await,
+    }
+}
+
+async fn list_zones(context: &Context) -> anyhow::Result<()> {
+    let zones = context.admin()?.list_zones(admin_v1::ListZonesRequest {}).await?.zones;
+    let views: Vec<ZoneView> = zones.into_iter().map(ZoneView::from).collect();
+    output::print(context.output, &views, || {
+        let rows = views.iter().map(|zone| {
+            [
+                zone.region.clone(),
+                zone.zone.clone(),
+                format!("{} of {}", zone.nodes_up, zone.nodes),
+                zone.leaders.to_string(),
+                zone.replicas.to_string(),
+                if zone.survivable { "yes" } else { "NO" }.to_owned(),
+            ]
+        });
+        let header = ["REGION", "ZONE", "NODES UP", "LEADERS", "REPLICAS", "CAN BE LOST"];
+        output::table(header, rows)
+    })
+}
+
+fn kill_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
+    let outcomes = file.update(|state| {
+        let nodes = state.zone_mut(zone)?.into_iter();
+        Ok(nodes.map(|node| (node.name.clone(), node.kill())).collect::<Vec<_>>())
+    });
+    for (node, outcome) in named_zone(outcomes)? {
+        match outcome {
+            Ok(true) => println!("killed {node}"),
+            Ok(false) => println!("{node} was down already"),
+            Err(error) => anyhow::bail!("cannot kill {node}: {error}"),
+        }
+    }
+    eprintln!("bring it back: anchorhold zone start {zone}");
+    Ok(())
+}
+
+async fn start_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
+    let nodes = file.update(|state| {
+        let nodes = state.zone_mut(zone)?.into_iter();
+        let started = nodes.map(|node| {
+            node.wanted = Wanted::Running;
+            (node.name.clone(), node.http_address)
+        });
+        Ok(started.collect::<Vec<_>>())
+    });
+    for (node, address) in named_zone(nodes)? {
+        if let Err(reason) = wait_until_ready(address, ZONE_START_TIMEOUT).await {
+            let limit = ZONE_START_TIMEOUT.as_secs();
+            let problem = format!("{node} was not ready after {limit} s: {reason}");
+            let next = "its log is in the demo's data directory";
+            return Err(Failure::new(Exit::Unavailable, problem, next).into());
+        }
+        println!("{node} is ready");
+    }
+    Ok(())
+}
+
+/// A zone that does not exist is "not found" for scripts.
+fn named_zone<T>(result: Result<T, StateError>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        StateError::UnknownZone { .. } => {
+            Failure::new(Exit::NotFound, error.to_string(), "").into()
+        }
+        StateError::Io { .. }
+        | StateError::Malformed { .. }
+        | StateError::Format { .. }
+        | StateError::UnknownNode { .. } => error.into(),
+    })
+}
+
+impl From<admin_v1::GetClusterStatusResponse> for StatusView {
+    fn from(status: admin_v1::GetClusterStatusResponse) -> Self {
+        let health = match status.health() {
+            admin_v1::Health::Healthy => "healthy",
+            admin_v1::Health::Degraded => "degraded",
+            admin_v1::Health::Unavailable => "unavailable",
+            admin_v1::Health::Unspecified => "unknown",
+        };
+        Self {
+            health,
+            cluster_id: status.cluster_id,
+            cluster_epoch: status.cluster_epoch,
+            problems: status.problems,
+            nodes: status.nodes,
+            nodes_up: status.nodes_up,
+            zones: status.zones,
+            zones_up: status.zones_up,
+            shards: status.shards,
+            shards_without_leader: status.shards_without_leader,
+            shards_degraded: status.shards_degraded,
+            accounts: status.accounts,
+            anchors: status.anchors,
+            bytes: status.bytes,
+        }
+    }
+}
+
+impl StatusView {
+    fn table(&self) -> String {
+        let shards = match (self.shards_without_leader, self.shards_degraded) {
+            (0, 0) => format!("{}", self.shards),
+            (without, degraded) => {
+                format!("{}, {without} without leader, {degraded} degraded", self.shards)
+            }
+        };
+        let mut facts = vec![
+            ("health", self.health.to_uppercase()),
+            ("nodes", format!("{} of {} up", self.nodes_up, self.nodes)),
+            ("zones", format!("{} of {} up", self.zones_up, self.zones)),
+            ("shards", shards),
+            ("accounts", self.accounts.to_string()),
+            ("anchors", thousands(self.anchors)),
+            ("size", format!("{}, one copy", bytes(self.bytes))),
+            ("cluster", format!("{}, epoch {}", self.cluster_id, self.cluster_epoch)),
+        ];
+        facts.extend(self.problems.iter().map(|problem| ("problem", problem.clone())));
+        output::facts(&facts)
+    }
+}
+
+impl From<admin_v1::Node> for NodeView {
+    fn from(node: admin_v1::Node) -> Self {
+        let state = match node.state() {
+            admin_v1::NodeState::Unspecified => "unknown",
+            admin_v1::NodeState::Joining => "joining",
+            admin_v1::NodeState::Up => "up",
+            admin_v1::NodeState::Suspect => "suspect",
+            admin_v1::NodeState::Down => "down",
+            admin_v1::NodeState::Returning => "returning",
+            admin_v1::NodeState::Draining => "draining",
+            admin_v1::NodeState::Decommissioning => "decommissioning",
+            admin_v1::NodeState::Removed => "removed",
+        };
+        Self {
+            state,
+            node_id: node.node_id,
+            region: node.region,
+            zone: node.zone,
+            client_address: node.client_address,
+            peer_address: node.peer_address,
+            version: node.version,
+            leaders: node.leaders,
+            replicas: node.replicas,
+            anchors: node.anchors,
+            disk_bytes_used: node.disk_bytes_used,
+            start_time: node.start_time.map(|time| time.to_string()),
+        }
+    }
+}
+
+impl NodeView {
+    fn row(&self) -> [String; 10] {
+        [
+            self.node_id.to_string(),
+            self.region.clone(),
+            self.zone.clone(),
+            self.state.to_owned(),
+            self.client_address.clone(),
+            self.version.clone(),
+            self.leaders.to_string(),
+            self.replicas.to_string(),
+            thousands(self.anchors),
+            bytes(self.disk_bytes_used),
+        ]
+    }
+}
+
+impl From<admin_v1::Shard> for ShardView {
+    fn from(shard: admin_v1::Shard) -> Self {
+        let range = shard.range.unwrap_or_default();
+        let replicas = shard.replicas.into_iter().map(|replica| ReplicaView {
+            node_id: replica.node_id,
+            live: replica.live,
+            applied_index: replica.applied_index,
+            lag_entries: replica.lag_entries,
+        });
+        Self {
+            shard_id: shard.shard_id,
+            start: hexadecimal(&range.start),
+            end: hexadecimal(&range.end),
+            leader_node_id: shard.leader_node_id,
+            term: shard.term,
+            revision: shard.revision,
+            anchors: shard.anchors,
+            bytes: shard.bytes,
+            replicas: replicas.collect(),
+            degraded: shard.degraded,
+        }
+    }
+}
+
+impl ShardView {
+    fn row(&self) -> [String; 9] {
+        let replicas = self.replicas.iter().map(|replica| {
+            let mark = if replica.live { "" } else { " down" };
+            format!("{}{mark}", replica.node_id)
+        });
+        let leader = match self.leader_node_id {
+            0 => "none".to_owned(),
+            node_id => node_id.to_string(),
+        };
+        let is_catalog = self.shard_id == 0;
+        [
+            self.shard_id.to_string(),
+            if is_catalog { "(catalog)".to_owned() } else { self.start.chars().take(16).collect() },
+            leader,
+            self.term.to_string(),
+            replicas.collect::<Vec<_>>().join(", "),
+            self.revision.to_string(),
+            thousands(self.anchors),
+            bytes(self.bytes),
+            if self.degraded { "degraded" } else { "ok" }.to_owned(),
+        ]
+    }
+}
+
+impl From<admin_v1::Zone> for ZoneView {
+    fn from(zone: admin_v1::Zone) -> Self {
+        Self {
+            region: zone.region,
+            zone: zone.zone,
+            nodes: zone.nodes,
+            nodes_up: zone.nodes_up,
+            leaders: zone.leaders,
+            replicas: zone.replicas,
+            survivable: zone.survivable,
+        }
+    }
+}
+
+fn hexadecimal(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
