@@ -117,3 +117,34 @@ fn read_until(log: &SegmentedLog, bounds: &[Bounds], stop: &AtomicBool) {
         }
     }
 }
+
+#[test]
+fn an_entry_overwritten_before_it_was_written_never_lends_its_place() {
+    let fs = MemoryFs::new();
+    // Every change is a batch of its own, and no content is kept longer than it must be.
+    let config = LogConfig { batch_bytes_max: 1, recent_bytes_max: 0, ..small() };
+    let log = Arc::new(open(&fs, config).unwrap());
+    let (first, second) = (entry(group(1), 1, 0, 40), entry(group(1), 2, 0, 40));
+    // The writer stands in a completion until everything is queued.
+    let (go, queued) = mpsc::channel::<()>();
+    log.submit(vote(group(9), 1, 1), Box::new(move |_| queued.recv().unwrap()));
+    let (sender, receiver) = mpsc::channel();
+    let (inside, expected) = (Arc::clone(&log), second.clone());
+    log.submit(
+        LogWrite::Append { group: group(1), entries: vec![first] },
+        Box::new(move |outcome| {
+            // Another append lets go of every content that is on disk.
+            inside.submit(append(group(2), 1, 0..1, 10), Box::new(|outcome| outcome.unwrap()));
+            let read = inside.read(group(1), 0..1, 0).unwrap();
+            sender.send(outcome.is_ok() && read == vec![expected]).unwrap();
+        }),
+    );
+    log.submit(LogWrite::Truncate { group: group(1), from: 0 }, Box::new(|o| o.unwrap()));
+    let change = LogWrite::Append { group: group(1), entries: vec![second.clone()] };
+    log.submit(change, Box::new(|outcome| outcome.unwrap()));
+    go.send(()).unwrap();
+    assert!(receiver.recv().unwrap());
+    log.close();
+    let log = open(&fs.after_crash(0), config).unwrap();
+    assert_eq!(read_all(&log, group(1)), vec![second]);
+}
