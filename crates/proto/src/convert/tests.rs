@@ -346,6 +346,22 @@ fn a_rectangle_may_cross_the_antimeridian_or_reach_around() {
 }
 
 #[test]
+fn a_rectangle_of_numbers_that_make_no_sense_is_refused() {
+    let refused = |change: fn(&mut v1::GeoRectangle)| {
+        let mut rectangle = v1::GeoRectangle::default();
+        change(&mut rectangle);
+        let shape = Some(v1::region::Shape::GeoRectangle(rectangle));
+        region_from_wire(v1::Region { shape }).unwrap_err().field
+    };
+    assert_eq!(refused(|r| r.south_deg = 1.0), "geo_rectangle.north_deg");
+    assert_eq!(refused(|r| r.north_deg = f64::NAN), "geo_rectangle.north_deg");
+    assert_eq!(refused(|r| r.west_deg = -181.0), "geo_rectangle.west_deg");
+    assert_eq!(refused(|r| r.height_m_max = Some(f64::NAN)), "geo_rectangle.height_m_max");
+    let swap = |r: &mut v1::GeoRectangle| (r.height_m_min, r.height_m_max) = (Some(1.0), Some(0.0));
+    assert_eq!(refused(swap), "geo_rectangle.height_m_max");
+}
+
+#[test]
 fn a_box_must_lie_in_one_space_and_have_ordered_corners() {
     let corner = |space, x_m| Some(v1::LocalPoint { space, x_m, ..v1::LocalPoint::default() });
     let parse = |min, max| {
