@@ -2,7 +2,8 @@
 
 mod fake;
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anchorhold_model::{AccountNumber, AnchorId, KeyRange, RequestId, Version};
@@ -142,21 +143,30 @@ async fn an_error_that_no_retry_can_mend_is_returned_at_once() {
 }
 
 #[tokio::test]
-async fn a_dead_leader_is_passed_over_and_left_in_peace() {
+async fn a_broken_leader_is_passed_over_and_left_in_peace() {
     let nodes = fake::start(3).await;
     let client = connect(&nodes).await;
-    // A port that nobody listens on any more.
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let broken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut routes = fake::routes(&nodes, 1);
-    routes.nodes[0].address = dead.to_string();
+    routes.nodes[0].address = broken.local_addr().unwrap().to_string();
     for node in &nodes {
         *node.routes.lock() = routes.clone();
     }
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counter = dropped.clone();
+    tokio::spawn(async move {
+        while broken.accept().await.is_ok() {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
     nodes[0].script([fail(Reason::StaleEpoch)]);
     client.create_anchor(anchor()).await.unwrap();
+    let dropped_first = dropped.load(Ordering::Relaxed);
+    assert!(0 < dropped_first);
     for _ in 0..4 {
         client.create_anchor(anchor()).await.unwrap();
     }
+    assert_eq!(dropped.load(Ordering::Relaxed), dropped_first);
     assert_eq!(counts(&nodes).iter().sum::<usize>(), 6);
 }
 
