@@ -110,7 +110,7 @@ impl Default for NodeConfig {
             insecure: false,
             admin_key: AdminKey::default(),
             log_format: LogFormat::default(),
-            log_filter: "info".to_owned(),
+            log_filter: "info,openraft=warn".to_owned(),
             consensus: ConsensusConfig::default(),
             limits: Limits::default(),
         }

@@ -280,6 +280,8 @@ pub struct ReplicaReport {
     pub replica: ReplicaId,
     /// Whether it leads.
     pub leads: bool,
+    /// Whether it counts in the quorum.
+    pub votes: bool,
     /// Whether it has stopped.
     pub stopped: bool,
     /// The leader that it follows.

@@ -136,6 +136,7 @@ fn report_replica(replica: &Replica) -> ReplicaReport {
         shard: status.shard_id,
         replica: status.replica_id,
         leads: status.role == Role::Leader,
+        votes: matches!(status.role, Role::Leader | Role::Follower | Role::Candidate),
         stopped: status.role == Role::Stopped,
         leader: status.leader.map(|leader| leader.node_id),
         term: status.term,

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
-use anchorhold_model::{NodeId, ShardDescriptor, ShardId};
+use anchorhold_model::catalog::{CatalogState, DEFAULT_CLASS, NodeRecord, NodeState};
+use anchorhold_model::{
+    KeyRange, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+};
 use futures::future::join_all;
 
 use crate::core::Core;
@@ -87,21 +89,34 @@ impl Survey {
         self.reports.contains_key(&node)
     }
 
-    /// The catalog's own group, put together from its replicas.
+    /// The catalog's own group. Its members are in no descriptor: they are what its replicas say,
+    /// and each replica's id is its node's. A silent member counts as a voter as long as voters are
+    /// missing.
     pub fn catalog_shard(&self) -> ShardSurvey<'_> {
-        let own = self.reports.values().flat_map(|report| &report.replicas);
-        let own = own.filter(|replica| replica.shard == ShardId::CATALOG);
-        let newest = own.max_by_key(|replica| (replica.descriptor.epoch, replica.term));
-        let descriptor = newest.map(|replica| replica.descriptor.clone());
-        let fallback = || {
-            ShardDescriptor::found(
-                ShardId::CATALOG,
-                anchorhold_model::KeyRange::EMPTY,
-                anchorhold_model::catalog::DEFAULT_CLASS,
-                &[],
-            )
-        };
-        self.shard(&descriptor.unwrap_or_else(fallback))
+        let found = ShardDescriptor::found(ShardId::CATALOG, KeyRange::EMPTY, DEFAULT_CLASS, &[]);
+        let mut survey = self.shard(&found);
+        let heard = survey.leader.iter().flat_map(|(_, leader)| &leader.matched);
+        let mut members: BTreeSet<NodeId> = heard.map(|(id, _)| NodeId(id.0)).collect();
+        members.extend(survey.replicas.keys());
+        let live = survey.replicas.values().filter(|replica| replica.votes).count();
+        let wanted = VOTERS.min(self.nodes().count());
+        let mut missing = wanted.saturating_sub(live);
+        for node_id in members {
+            let is_voter = match survey.replicas.get(&node_id) {
+                Some(replica) => replica.votes,
+                None => {
+                    let counts = 0 < missing;
+                    missing = missing.saturating_sub(1);
+                    counts
+                }
+            };
+            let role = if is_voter { ReplicaRole::Voter } else { ReplicaRole::Learner };
+            let replica_id = ReplicaId(node_id.0);
+            survey.descriptor.replicas.push(Replica { replica_id, node_id, role });
+        }
+        survey.degraded = self.is_degraded(&survey.descriptor, &survey.replicas)
+            || survey.descriptor.voters().count() < wanted;
+        survey
     }
 
     /// The shards by key range.
@@ -205,22 +220,25 @@ const PROBLEMS_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
-    use anchorhold_model::catalog::{CatalogChange, DEFAULT_CLASS};
-    use anchorhold_model::{Key, KeyRange, Timestamp};
+    use anchorhold_model::catalog::CatalogChange;
+    use anchorhold_model::{Key, Timestamp};
 
     use super::*;
 
     fn replica(descriptor: &ShardDescriptor, node: u64, leads: bool) -> ReplicaReport {
         ReplicaReport {
             shard: descriptor.shard_id,
-            replica: descriptor.replica_on(NodeId(node)).unwrap().replica_id,
+            replica: descriptor
+                .replica_on(NodeId(node))
+                .map_or(ReplicaId(node), |replica| replica.replica_id),
             leads,
+            votes: true,
             stopped: false,
             leader: None,
             term: 3,
             last_index: Some(9),
             applied_index: Some(9),
-            matched: Vec::new(),
+            matched: [1, 2, 3].map(|id| (ReplicaId(id), None)).to_vec(),
             revision: 1,
             anchors: 1,
             bytes: 1,
@@ -246,7 +264,7 @@ mod tests {
         }
         let range = KeyRange { start: Key(5), end: None };
         let shard = ShardDescriptor::found(ShardId(1), range, DEFAULT_CLASS, &nodes);
-        let own = ShardDescriptor::found(ShardId::CATALOG, KeyRange::EMPTY, DEFAULT_CLASS, &nodes);
+        let own = ShardDescriptor::found(ShardId::CATALOG, KeyRange::EMPTY, DEFAULT_CLASS, &[]);
         catalog.absorb(&CatalogChange::Shard(shard.clone()));
         let has_quorum = 2 <= up.len();
         let reports = up.iter().enumerate().map(|(position, node)| {

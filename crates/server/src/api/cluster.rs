@@ -1,10 +1,10 @@
 //! `ClusterService`: what the cluster is made of and how it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
-use anchorhold_model::{AccountNumber, Key, KeyRange, ReplicaRole, ShardId};
+use anchorhold_model::{AccountNumber, Key, KeyRange, ShardId};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::cluster_service_server::ClusterService;
 use anchorhold_proto::convert::{
@@ -252,7 +252,6 @@ fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
         .map(|(_, replica)| replica)
         .or_else(|| survey.replicas.values().copied().max_by_key(|replica| replica.applied_index));
     let last = best.and_then(|replica| replica.last_index).unwrap_or(0);
-    let named: BTreeSet<_> = descriptor.replicas.iter().map(|r| r.node_id).collect();
     let replicas = descriptor.replicas.iter().map(|replica| {
         let report = survey.replicas.get(&replica.node_id);
         let applied = report.and_then(|report| report.applied_index).unwrap_or(0);
@@ -266,20 +265,8 @@ fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
             last_sync_time: None,
         }
     });
-    // A replica that the descriptor does not know of yet is shown as a learner.
-    let others = survey.replicas.iter().filter(|(node, _)| !named.contains(node));
-    let others = others.map(|(node, report)| wire::ShardReplica {
-        replica_id: report.replica.0,
-        node_id: node.0,
-        role: role_to_wire(ReplicaRole::Learner).into(),
-        live: !report.stopped,
-        applied_index: report.applied_index.unwrap_or(0),
-        lag_entries: last.saturating_sub(report.applied_index.unwrap_or(0)),
-        last_sync_time: None,
-    });
     let is_catalog = descriptor.shard_id == ShardId::CATALOG;
     let class = catalog.classes.get(&descriptor.class);
-    let others = others.filter(|_| is_catalog);
     wire::Shard {
         shard_id: descriptor.shard_id.0,
         range: (!is_catalog).then(|| range_to_wire(&descriptor.range)),
@@ -290,7 +277,7 @@ fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
         revision: best.map_or(0, |replica| replica.revision),
         anchors: best.map_or(0, |replica| replica.anchors),
         bytes: best.map_or(0, |replica| replica.bytes),
-        replicas: replicas.chain(others).collect(),
+        replicas: replicas.collect(),
         degraded: survey.degraded,
     }
 }

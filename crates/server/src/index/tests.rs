@@ -1,1 +1,260 @@
+use std::collections::BTreeMap;
+use std::sync::mpsc;
 
+use anchorhold_consensus::seams::BoxFuture;
+use anchorhold_geometry::{GeoPoint, Orientation};
+use anchorhold_model::apply::OperationRecord;
+use anchorhold_model::{
+    ClassId, KeyRange, NodeId, Outcome, Pose, RequestId, ShardDescriptor, Version,
+};
+use anchorhold_proto::convert::AnchorDraft;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::contents::SweepRules;
+use super::*;
+
+const SHARD: ShardId = ShardId(5);
+const ACCOUNT: AccountNumber = AccountNumber(1);
+const EARTH: Frame = Frame { account: ACCOUNT, space: Space::Earth };
+
+/// Keeps background work until a test runs it.
+struct Held(Mutex<mpsc::Sender<Box<dyn FnOnce() + Send>>>);
+
+impl Offload for Held {
+    fn in_place(&self, work: &mut dyn FnMut()) {
+        work();
+    }
+
+    fn spawn(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        self.0.lock().send(work).unwrap();
+        Box::pin(async {})
+    }
+}
+
+struct Stored {
+    state: ShardState,
+    anchors: Vec<Arc<Anchor>>,
+    operations: Vec<(AnchorId, OperationId, Timestamp)>,
+}
+
+impl Source for Stored {
+    fn state(&self) -> Arc<ShardState> {
+        Arc::new(self.state.clone())
+    }
+
+    fn scan(
+        &self,
+        visit_anchor: &mut dyn FnMut(Arc<Anchor>),
+        visit_operation: &mut dyn FnMut(AnchorId, OperationId, Timestamp),
+    ) -> Result<(), StateError> {
+        self.anchors.iter().for_each(|anchor| visit_anchor(Arc::clone(anchor)));
+        self.operations.iter().for_each(|(id, name, time)| visit_operation(*id, *name, *time));
+        Ok(())
+    }
+}
+
+/// The indexes of a node, and its background work.
+struct Bench {
+    indexes: Indexes,
+    work: mpsc::Receiver<Box<dyn FnOnce() + Send>>,
+    state: ShardState,
+}
+
+fn operation(item: u32) -> OperationId {
+    OperationId { request_id: RequestId(9), item }
+}
+
+fn anchor(item: u32, latitude_deg: f64, expire_time: Option<u64>) -> Arc<Anchor> {
+    let point = GeoPoint::new(latitude_deg, 11.0, 0.0).unwrap();
+    let home = GeoPoint::new(48.0, 11.0, 0.0).unwrap();
+    let orientation = Orientation::IDENTITY;
+    let home = Pose::Geo { point: home, orientation };
+    let id = AnchorId::derive(ACCOUNT, &home, RequestId(1), item, 0);
+    let draft = AnchorDraft {
+        pose: Pose::Geo { point, orientation },
+        accuracy: anchorhold_model::Accuracy::default(),
+        properties: BTreeMap::new(),
+        tags: std::collections::BTreeSet::new(),
+        expire_time: expire_time.map(Timestamp),
+        creator: String::new(),
+        quality: None,
+    };
+    Arc::new(draft.into_anchor(id))
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (sender, work) = mpsc::channel();
+        let range = KeyRange::of_account(ACCOUNT);
+        let state = ShardState::new(ShardDescriptor::found(SHARD, range, ClassId(1), &[NodeId(1)]));
+        let config = ForestConfig { buffer_max: 8, ..ForestConfig::default() };
+        Self { indexes: Indexes::new(Arc::new(Held(Mutex::new(sender))), config), work, state }
+    }
+
+    fn open(&self, anchors: Vec<Arc<Anchor>>) {
+        let operations = anchors.iter().map(|anchor| (anchor.id, operation(0), Timestamp(3)));
+        let operations = operations.collect();
+        let source = Stored { state: self.state.clone(), anchors, operations };
+        self.indexes.open(SHARD, Arc::new(source));
+    }
+
+    fn run_work(&self) {
+        while let Ok(work) = self.work.try_recv() {
+            work();
+        }
+    }
+
+    /// Applies changes at a shard time.
+    fn apply(&mut self, time: u64, anchors: &[(AnchorId, Option<Arc<Anchor>>)]) {
+        self.state.revision += 1;
+        self.state.shard_time = Timestamp(time);
+        let changes = Changes {
+            anchors: anchors.iter().cloned().collect(),
+            operations: BTreeMap::new(),
+            shard: self.state.clone(),
+        };
+        self.indexes.applied(SHARD, &changes);
+    }
+
+    fn put(&mut self, time: u64, anchor: &Arc<Anchor>) {
+        self.apply(time, &[(anchor.id, Some(Arc::clone(anchor)))]);
+    }
+
+    /// Ids of all that is found, nearest to the equator first.
+    fn found(&self) -> Vec<AnchorId> {
+        let index = self.indexes.shard(SHARD).unwrap();
+        let equator = GeoPoint::new(0.0, 11.0, 0.0).unwrap().to_ecef();
+        let found = index.nearest(EARTH, equator, 1_000, f64::INFINITY, &mut |_| true).unwrap();
+        found.into_iter().map(|neighbor| neighbor.item).collect()
+    }
+
+    fn ready(&self) -> bool {
+        self.indexes.ready()
+    }
+}
+
+#[test]
+fn changes_met_while_the_records_are_scanned_win_over_the_scan() {
+    let mut bench = Bench::new();
+    let (kept, moved, gone, new) =
+        (anchor(1, 10.0, None), anchor(2, 20.0, None), anchor(3, 30.0, None), anchor(4, 5.0, None));
+    bench.open(vec![kept.clone(), moved.clone(), gone.clone()]);
+    let mut far = Anchor::clone(&moved);
+    far.pose = anchor(2, 1.0, None).pose;
+    bench.put(1, &Arc::new(far));
+    bench.apply(1, &[(gone.id, None)]);
+    bench.put(1, &new);
+    assert!(!bench.ready());
+    bench.run_work();
+    assert!(bench.ready());
+    assert_eq!(bench.found(), [moved.id, new.id, kept.id]);
+}
+
+#[test]
+fn an_anchor_disappears_when_shard_time_reaches_its_expiry_and_comes_back_if_prolonged() {
+    let mut bench = Bench::new();
+    bench.open(vec![anchor(1, 10.0, Some(100)), anchor(2, 20.0, None)]);
+    bench.run_work();
+    let (expiring, lasting) = (anchor(1, 10.0, Some(100)), anchor(2, 20.0, None));
+    bench.apply(99, &[]);
+    assert_eq!(bench.found(), [expiring.id, lasting.id]);
+    bench.apply(100, &[]);
+    assert_eq!(bench.found(), [lasting.id]);
+    bench.put(101, &anchor(1, 10.0, Some(500)));
+    assert_eq!(bench.found(), [expiring.id, lasting.id]);
+    bench.put(500, &anchor(3, 30.0, Some(400)));
+    assert_eq!(bench.found(), [lasting.id]);
+}
+
+#[test]
+fn sweeps_take_what_is_due_and_no_more_than_they_may() {
+    let mut bench = Bench::new();
+    bench.open((0..10).map(|item| anchor(item, 10.0, Some(100 + u64::from(item)))).collect());
+    bench.run_work();
+    let index = bench.indexes.shard(SHARD).unwrap();
+    let rules = SweepRules { grace_ms: 50, operations_keep_ms: 40, rows_max: 6 };
+    assert_eq!(index.due(Timestamp(42), &rules), Due::default());
+    let due = index.due(Timestamp(43), &rules);
+    assert_eq!((due.anchors.len(), due.operations.len()), (0, 6));
+    index.forget_operations(&due.operations);
+    assert_eq!(index.due(Timestamp(43), &rules).operations.len(), 4);
+    let due = index.due(Timestamp(152), &rules);
+    assert_eq!((due.anchors.len(), due.operations.len()), (3, 3));
+    let swept: Vec<_> = due.anchors.iter().map(|id| (*id, None)).collect();
+    bench.apply(152, &swept);
+    assert_eq!(index.due(Timestamp(152), &rules).anchors.len(), 0);
+}
+
+#[test]
+fn dedup_entries_that_a_sweep_erased_are_not_swept_again() {
+    let mut bench = Bench::new();
+    bench.open(Vec::new());
+    bench.run_work();
+    let id = anchor(1, 1.0, None).id;
+    let record = |time| OperationRecord {
+        time: Timestamp(time),
+        write_digest: 0,
+        outcome: Outcome::Deleted { version: Version::default() },
+    };
+    let with = |bench: &mut Bench, operations: Vec<(u32, Option<OperationRecord>)>| {
+        let operations = operations.into_iter().map(|(item, kept)| ((id, operation(item)), kept));
+        let operations = operations.collect();
+        let shard = bench.state.clone();
+        bench.indexes.applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard });
+    };
+    with(&mut bench, (0..5).map(|item| (item, Some(record(10)))).collect());
+    with(&mut bench, vec![(3, None), (1, None)]);
+    let rules = SweepRules { grace_ms: 0, operations_keep_ms: 0, rows_max: 100 };
+    let left = bench.indexes.shard(SHARD).unwrap().due(Timestamp(10), &rules).operations;
+    let items: Vec<_> = left.into_iter().map(|(_, operation)| operation.item).collect();
+    assert_eq!(items, [0, 2, 4]);
+}
+
+#[test]
+fn random_changes_with_merges_in_between_give_what_brute_force_gives() {
+    const SEED: u64 = 7;
+    println!("seed {SEED}");
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut bench = Bench::new();
+    bench.open(Vec::new());
+    bench.run_work();
+    let mut expected: BTreeMap<AnchorId, Arc<Anchor>> = BTreeMap::new();
+    for step in 0..2_000_u64 {
+        let item = random.random_range(0..300);
+        if random.random_bool(0.3) {
+            let id = anchor(item, 0.0, None).id;
+            bench.apply(step, &[(id, None)]);
+            expected.remove(&id);
+        } else {
+            let changed = anchor(item, random.random_range(0.0..80.0), None);
+            bench.put(step, &changed);
+            expected.insert(changed.id, changed);
+        }
+        if random.random_bool(0.1) {
+            bench.run_work();
+        }
+    }
+    let equator = GeoPoint::new(0.0, 11.0, 0.0).unwrap().to_ecef();
+    let mut brute: Vec<_> = expected
+        .values()
+        .map(|anchor| (anchor.pose.position().distance_m(equator), anchor.id))
+        .collect();
+    brute.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    assert_eq!(bench.found(), brute.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_query_waits_until_the_index_has_seen_its_view() {
+    let mut bench = Bench::new();
+    bench.open(Vec::new());
+    let index = bench.indexes.shard(SHARD).unwrap();
+    let soon = Duration::from_millis(1);
+    assert!(!index.reach(0, Timestamp(0), soon).await, "not built yet");
+    bench.run_work();
+    assert!(index.reach(0, Timestamp(0), soon).await);
+    assert!(!index.reach(1, Timestamp(0), soon).await);
+    bench.apply(5, &[]);
+    assert!(index.reach(1, Timestamp(5), soon).await);
+    assert!(!index.reach(1, Timestamp(6), soon).await);
+}

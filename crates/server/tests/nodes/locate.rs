@@ -1,0 +1,109 @@
+use anchorhold_geometry::GeoPoint;
+use anchorhold_proto::v1;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::cluster::{Cluster, geo, request_id};
+
+const SEED: u64 = 20_261_123;
+
+/// Places that are hard: poles, the antimeridian, floors of a building, points that coincide.
+fn places(random: &mut StdRng, count: usize) -> Vec<[f64; 3]> {
+    let mut places = vec![[90.0, 0.0, 5.0], [-90.0, 17.0, 5.0], [0.0, 180.0, 0.0]];
+    places.extend((0..20).map(|floor| [48.1, 11.5, 3.0 * f64::from(floor)]));
+    places.extend([[10.0, 20.0, 30.0]; 12]);
+    places.extend((0..20).map(|n| [0.001 * f64::from(n), 179.999, 0.0]));
+    places.extend((0..20).map(|n| [0.001 * f64::from(n), -179.999, 0.0]));
+    while places.len() < count {
+        let latitude = random.random_range(-1.0_f64..1.0).asin().to_degrees();
+        places.push([
+            latitude,
+            random.random_range(-180.0..180.0),
+            random.random_range(-50.0..900.0),
+        ]);
+    }
+    places
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nearest_anchors_are_those_of_brute_force() {
+    println!("seed {SEED}");
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut cluster = Cluster::start(3).await;
+    let key = cluster.account("one", 8).await;
+    let places = places(&mut random, 600);
+    let mut client = cluster.anchors(0, &key);
+    let batch = v1::BatchCreateAnchorsRequest {
+        anchors: places.iter().map(|[a, b, c]| geo(*a, *b, *c)).collect(),
+        request_id: request_id(1),
+        ids_only: true,
+    };
+    let created = client.batch_create_anchors(batch).await.unwrap().into_inner();
+    let mut anchors = Vec::new();
+    for (result, [a, b, c]) in created.results.into_iter().zip(&places) {
+        let Some(v1::batch_create_anchors_result::Result::Anchor(anchor)) = result.result else {
+            panic!("{result:?}")
+        };
+        anchors.push((anchor.id, GeoPoint::new(*a, *b, *c).unwrap().to_ecef()));
+    }
+    let mut asked = 0;
+    for query in 0..60_usize {
+        let [a, b, c] = places[query * 7 % places.len()];
+        let near = random.random_bool(0.5);
+        let at = if near { [a, b, c] } else { [random.random_range(-90.0..90.0), b, c] };
+        let k = [1, 5, 10, 40][query % 4];
+        let point = GeoPoint::new(at[0], at[1], at[2]).unwrap().to_ecef();
+        let mut expected: Vec<_> =
+            anchors.iter().map(|(id, place)| (place.distance_m(point), id.clone())).collect();
+        expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let request = v1::LocateRequest {
+            criterion: Some(v1::locate_request::Criterion::NearPoint(v1::NearPoint {
+                point: Some(v1::near_point::Point::Geo(v1::GeoPoint {
+                    latitude_deg: at[0],
+                    longitude_deg: at[1],
+                    height_m: at[2],
+                })),
+                k: u32::try_from(k).unwrap(),
+                radius_m: None,
+            })),
+            read: Some(v1::ReadOptions {
+                session_token: created.session_token.clone(),
+                ..v1::ReadOptions::default()
+            }),
+            ..v1::LocateRequest::default()
+        };
+        let found = cluster.locates(query % 3, &key).locate(request).await.unwrap().into_inner();
+        let completeness = found.completeness.unwrap();
+        assert!(completeness.complete);
+        asked += completeness.shards_asked;
+        let found: Vec<_> = found
+            .anchors
+            .into_iter()
+            .map(|located| (located.distance_m.unwrap(), located.anchor.unwrap().id))
+            .collect();
+        let distances = |list: &[(f64, String)]| list.iter().map(|(m, _)| *m).collect::<Vec<_>>();
+        let ids =
+            |list: &[(f64, String)]| list.iter().map(|(_, id)| id.clone()).collect::<Vec<_>>();
+        assert_eq!(distances(&found), distances(&expected[..k]), "query {query} at {at:?}");
+        assert_eq!(ids(&found), ids(&expected[..k]), "query {query} at {at:?}");
+    }
+    assert!(asked < 60 * 8, "all shards were asked for every query");
+
+    let region = v1::LocateRequest {
+        criterion: Some(v1::locate_request::Criterion::Region(v1::Region {
+            shape: Some(v1::region::Shape::GeoRectangle(v1::GeoRectangle {
+                south_deg: -1.0,
+                west_deg: 179.0,
+                north_deg: 1.0,
+                east_deg: -179.0,
+                ..v1::GeoRectangle::default()
+            })),
+        })),
+        limit: 1_000,
+        ..v1::LocateRequest::default()
+    };
+    let found = cluster.locates(1, &key).locate(region).await.unwrap().into_inner();
+    let expected = places.iter().filter(|[a, b, _]| a.abs() <= 1.0 && 179.0 <= b.abs()).count();
+    assert_eq!((found.anchors.len(), found.truncated), (expected, false));
+    cluster.stop_all().await;
+}
