@@ -6,7 +6,7 @@
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use anchorhold_server::NodeConfig;
+use anchorhold_server::{Node, NodeConfig, NodeSeams};
 use anyhow::Context as _;
 use clap::Args;
 use toml::{Table, Value};
@@ -75,7 +75,7 @@ pub(crate) struct StartArgs {
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
-/// If the configuration is wrong, or the node cannot start or go on.
+/// If the configuration is wrong, or the node cannot start.
 pub(crate) async fn run(args: StartArgs) -> anyhow::Result<()> {
     let config = merged(&args)?;
     if args.print_config {
@@ -90,8 +90,14 @@ pub(crate) async fn run(args: StartArgs) -> anyhow::Result<()> {
     })?;
     anchorhold_server::telemetry::start_logs(config.log_format, &config.log_filter)
         .map_err(|problem| Failure::new(Exit::Usage, problem, ""))?;
-    let stop = stop_signal(args.exit_with_stdin)?;
-    anchorhold_server::run(config, stop).await.context("the node stopped")
+    let mut stop = std::pin::pin!(stop_signal(args.exit_with_stdin)?);
+    let node = tokio::select! {
+        node = Node::build(config, NodeSeams::real()) => node.context("the node cannot start")?,
+        () = &mut stop => return Ok(()),
+    };
+    stop.await;
+    node.shutdown().await;
+    Ok(())
 }
 
 /// Completes when the node shall shut down: SIGINT, SIGTERM or the end of standard input.
@@ -108,8 +114,7 @@ fn stop_signal(
             let mut stdin = std::io::stdin().lock();
             let mut buffer = [0; 256];
             while stdin.read(&mut buffer).is_ok_and(|read| 0 < read) {}
-            // Nobody listens any more only if the node stops already.
-            drop(closed.send(true));
+            closed.send_replace(true);
         })?;
     } else {
         // Kept open, or its end would look like a message.
