@@ -56,7 +56,7 @@
 //!
 //! * Recovery reads and verifies every byte that counts. It forgives a bad frame at the end of the
 //!   newest segment with nothing valid behind it, and nothing else ([`OpenError`]).
-//! * What was accepted always has room ([`queue`]); a full disk refuses appends, while votes and
+//! * What was accepted always has room (`queue` keeps the count); a full disk refuses appends, while votes and
 //!   purge marks have a reserve.
 //! * A failed write or fsync is final.
 //!

@@ -87,6 +87,13 @@ pub(super) struct Writer {
     pub(super) bytes_written: u64,
 }
 
+/// Why the writer stopped waiting, beside what is in the queue.
+struct Turn {
+    closing: bool,
+    /// There was nothing to do for some time.
+    rested: bool,
+}
+
 /// One batch, between its choice and its completion.
 #[derive(Default)]
 struct Batch {
@@ -102,9 +109,9 @@ impl Writer {
         let mut failure = None;
         let mut queue = VecDeque::new();
         loop {
-            let closing = self.wait(&mut queue, failure.is_some());
+            let Turn { closing, rested } = self.wait(&mut queue, failure.is_some());
             if failure.is_none() {
-                let worked = self.work(&mut queue, closing);
+                let worked = self.work(&mut queue, closing, closing || rested);
                 if let Err(error) = worked {
                     tracing::error!(%error, dir = %self.dir.display(), "the log failed");
                     failure = Some(self.poison(error));
@@ -121,9 +128,10 @@ impl Writer {
         }
     }
 
-    /// Waits for work and takes it; true if the log is being closed.
-    fn wait(&mut self, queue: &mut VecDeque<Queued>, poisoned: bool) -> bool {
+    /// Waits for work and takes it.
+    fn wait(&mut self, queue: &mut VecDeque<Queued>, poisoned: bool) -> Turn {
         let may_rest = poisoned || !self.has_upkeep();
+        let mut rested = false;
         let mut state = self.shared.state.lock();
         while may_rest && state.queue.is_empty() && state.room.wanted == 0 && !state.closing {
             if poisoned || self.marked {
@@ -131,12 +139,13 @@ impl Writer {
                 continue;
             }
             let idle = self.config.idle_marker;
-            if self.shared.work.wait_for(&mut state, idle).timed_out() {
+            rested = self.shared.work.wait_for(&mut state, idle).timed_out();
+            if rested {
                 break;
             }
         }
         queue.extend(state.queue.drain(..));
-        state.closing
+        Turn { closing: state.closing, rested: rested && queue.is_empty() }
     }
 
     /// Takes the leave of a closing log, unless something came in meanwhile.
@@ -153,7 +162,7 @@ impl Writer {
         source
     }
 
-    fn work(&mut self, queue: &mut VecDeque<Queued>, closing: bool) -> io::Result<()> {
+    fn work(&mut self, queue: &mut VecDeque<Queued>, closing: bool, mark: bool) -> io::Result<()> {
         let idle = queue.is_empty();
         while !queue.is_empty() {
             self.write_batch(queue)?;
@@ -162,7 +171,7 @@ impl Writer {
         if idle && !closing && self.has_upkeep() {
             // First of all: it may free the space that the next segment needs.
             self.write_batch(queue)?;
-        } else if (idle || closing) && !self.marked {
+        } else if mark && !self.marked {
             self.write_marker()?;
         }
         self.prepare_ahead()

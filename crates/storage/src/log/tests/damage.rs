@@ -126,7 +126,7 @@ fn a_file_cut_at_any_length_is_an_error() {
             match open(&cut, small()) {
                 // The prepared segment holds nothing yet: it is made again.
                 Ok(log) => {
-                    assert_eq!(name, last);
+                    assert_eq!(name, last, "cut to {length}: {names:?}");
                     assert_eq!((term(&log), read_all(&log, group(1)).len()), (30, 60));
                 }
                 Err(OpenError::Damaged { .. }) => {}
