@@ -49,8 +49,8 @@ fn a_killed_zone_stays_down_until_it_is_wanted_again() {
     // As `zone kill b` in another terminal does it.
     let file = cluster.file().clone();
     file.update(|state| {
-        let zone = state.zone_mut("b")?;
-        Ok(assert!(zone.into_iter().all(|node| node.kill().unwrap())))
+        assert!(state.zone_mut("b")?.into_iter().all(|node| node.kill().unwrap()));
+        Ok(())
     })
     .unwrap();
     let mut events = Vec::new();
@@ -59,7 +59,11 @@ fn a_killed_zone_stays_down_until_it_is_wanted_again() {
     }
     assert_eq!(events, [Event::Stopped { node: "b1".to_owned() }]);
     assert_eq!(cluster.reconcile().unwrap(), []);
-    file.update(|state| Ok(state.node_mut("b1")?.wanted = Wanted::Running)).unwrap();
+    file.update(|state| {
+        state.node_mut("b1")?.wanted = Wanted::Running;
+        Ok(())
+    })
+    .unwrap();
     assert_eq!(cluster.reconcile().unwrap(), [Event::Started { node: "b1".to_owned() }]);
     assert!(cluster.state().unwrap().nodes.iter().all(NodeState::is_alive));
 }

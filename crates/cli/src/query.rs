@@ -84,11 +84,11 @@ impl Point {
     /// # Errors
     /// What would be right.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        match numbers(text)?.as_slice() {
-            &[latitude_deg, longitude_deg] => {
+        match *numbers(text)?.as_slice() {
+            [latitude_deg, longitude_deg] => {
                 Ok(Self { latitude_deg, longitude_deg, height_m: 0.0 })
             }
-            &[latitude_deg, longitude_deg, height_m] => {
+            [latitude_deg, longitude_deg, height_m] => {
                 Ok(Self { latitude_deg, longitude_deg, height_m })
             }
             _ => Err("use LAT,LON or LAT,LON,HEIGHT, such as 47.4647,8.5492".to_owned()),

@@ -184,10 +184,7 @@ impl Fields {
 
     fn orientation(&mut self) -> Result<Option<v1::Quaternion>, String> {
         let Some((name, value)) = self.known.remove(&Field::Orientation) else { return Ok(None) };
-        let value = match value {
-            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            other => other,
-        };
+        let value = unquoted(value);
         let wrong = || format!("{name} {value} is not a quaternion [x, y, z, w]");
         let numbers: Option<Vec<f64>> = value
             .as_array()
@@ -212,16 +209,14 @@ impl Fields {
     fn tags(&mut self, more_tags: &[String]) -> Result<Vec<String>, String> {
         let mut tags = more_tags.to_vec();
         let value = match self.known.remove(&Field::Tags) {
-            Some((_, Value::String(text))) if text.starts_with('[') => {
-                serde_json::from_str(&text).unwrap_or(Value::String(text))
-            }
-            Some((_, value)) => value,
+            Some((_, Value::String(text))) if !text.starts_with('[') => Value::String(text),
+            Some((_, value)) => unquoted(value),
             None => Value::Null,
         };
-        match value {
-            Value::Null => {}
-            Value::Array(list) => tags.extend(list.into_iter().map(text)),
-            other => tags.extend(text(other).split(';').map(str::trim).map(str::to_owned)),
+        if let Value::Array(list) = value {
+            tags.extend(list.into_iter().map(text));
+        } else if !value.is_null() {
+            tags.extend(text(value).split(';').map(str::trim).map(str::to_owned));
         }
         tags.retain(|tag| !tag.is_empty());
         tags.sort();
@@ -238,11 +233,7 @@ impl Fields {
     /// Properties also come as one object, or as its JSON text.
     fn take_properties(&mut self) -> Result<(), String> {
         if let Some((name, value)) = self.known.remove(&Field::Properties) {
-            let value = match value {
-                Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
-                other => other,
-            };
-            let Value::Object(object) = value else {
+            let Value::Object(object) = unquoted(value) else {
                 return Err(format!("{name} is not a JSON object"));
             };
             let present = object.into_iter().filter(|(_, value)| !value.is_null());
@@ -302,10 +293,13 @@ fn is_absent(value: &Value) -> bool {
 
 /// A value as the text of a property.
 fn text(value: Value) -> String {
-    match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
+    if let Value::String(text) = value { text } else { value.to_string() }
+}
+
+/// The value that a text holds as JSON, as cells of CSV do; anything else as it is.
+fn unquoted(value: Value) -> Value {
+    let parsed = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+    parsed.unwrap_or(value)
 }
 
 /// A value for a message: never longer than a line bears.
