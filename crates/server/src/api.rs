@@ -218,11 +218,12 @@ impl Core {
                 Failure::new(Reason::ShardUnavailable, "no replica of the shard could answer")
                     .retry_after(ELECTION_PAUSE)
             }
-            ShardError::NoLeader => {
-                Failure::new(Reason::NoLeader, error.to_string()).retry_after(ELECTION_PAUSE)
+            ShardError::NoLeader | ShardError::NotLeader { leader: None } => {
+                let message = "the shard has no leader at the moment";
+                Failure::new(Reason::NoLeader, message).retry_after(ELECTION_PAUSE)
             }
             // Try again at the leader that is named.
-            ShardError::NotLeader { leader } => self.not_leader(*leader),
+            ShardError::NotLeader { leader: Some(leader) } => self.not_leader(*leader),
             // Refresh the routes first.
             ShardError::StaleEpoch { .. } => Failure::new(Reason::StaleEpoch, error.to_string()),
             // Try again later.
@@ -256,11 +257,10 @@ impl Core {
         }
     }
 
-    fn not_leader(&self, leader: Option<NodeId>) -> Failure {
+    fn not_leader(&self, leader: NodeId) -> Failure {
         let failure = Failure::new(Reason::NotLeader, "another node leads the shard")
-            .retry_after(ELECTION_PAUSE);
-        let Some(leader) = leader else { return failure };
-        let failure = failure.with(METADATA_LEADER_NODE_ID, leader.0);
+            .retry_after(ELECTION_PAUSE)
+            .with(METADATA_LEADER_NODE_ID, leader.0);
         match self.catalog().nodes.get(&leader) {
             Some(node) => failure.with(METADATA_LEADER, &node.client_address),
             None => failure,

@@ -167,7 +167,7 @@ impl Calls {
             (Some(core), Ok(NodeRequest::Status)) => NodeReply::Status(Box::new(core.report())),
             (Some(core), Ok(NodeRequest::Shard(call))) => {
                 let deadline = core.deadline(Duration::from_millis(call.budget_ms));
-                NodeReply::Shard(core.serve(call, &deadline).await)
+                NodeReply::Shard(core.serve(*call, &deadline).await)
             }
         };
         request::encode(&reply).unwrap_or_default()

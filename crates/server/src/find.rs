@@ -43,6 +43,9 @@ pub struct RoutedWrite {
     pub write: Write,
 }
 
+/// The items of a request that go to one shard together.
+type Lot = (Arc<ShardDescriptor>, Vec<usize>);
+
 /// Which shards contributed to an answer.
 #[derive(Clone, Debug, Default)]
 pub struct Contributions {
@@ -123,13 +126,9 @@ impl Core {
     }
 
     /// Splits the open writes by shard, and large lots further. Also those that no shard owns.
-    fn chunks(
-        &self,
-        writes: &[RoutedWrite],
-        open: &[usize],
-    ) -> (Vec<(Arc<ShardDescriptor>, Vec<usize>)>, Vec<usize>) {
+    fn chunks(&self, writes: &[RoutedWrite], open: &[usize]) -> (Vec<Lot>, Vec<usize>) {
         let table = self.routes.table();
-        let mut by_shard: BTreeMap<ShardId, (Arc<ShardDescriptor>, Vec<usize>)> = BTreeMap::new();
+        let mut by_shard: BTreeMap<ShardId, Lot> = BTreeMap::new();
         let mut lost = Vec::new();
         for item in open {
             match table.of_key(writes[*item].key) {
@@ -172,8 +171,7 @@ impl Core {
         let mut open: Vec<usize> = (0..ids.len()).collect();
         for _ in 0..ROUTINGS_MAX {
             let table = self.routes.table();
-            let mut by_shard: BTreeMap<ShardId, (Arc<ShardDescriptor>, Vec<usize>)> =
-                BTreeMap::new();
+            let mut by_shard: BTreeMap<ShardId, Lot> = BTreeMap::new();
             for item in open.drain(..) {
                 match table.of_key(ids[item].key()) {
                     Some(shard) => {

@@ -144,7 +144,7 @@ impl Core {
             return self.serve(call, &self.deadline(timeout)).await;
         }
         counter!(name::FORWARDED_TOTAL, "kind" => kind).increment(1);
-        let content = request::encode(&NodeRequest::Shard(call))?;
+        let content = request::encode(&NodeRequest::Shard(Box::new(call)))?;
         let answer = self.host.call(node, content, timeout);
         let answer = if needs_leader {
             tokio::select! {

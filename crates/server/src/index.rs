@@ -133,13 +133,13 @@ impl Indexes {
         let reached =
             Reached { ready: false, revision: state.revision, shard_time: state.shard_time };
         let index = Arc::new(ShardIndex {
-            contents: Mutex::new(Contents::building(self.config.clone())),
+            contents: Mutex::new(Contents::building(self.config)),
             reached: watch::Sender::new(reached),
         });
         // Who waits for the older index learns that it is gone, and asks again.
         self.shards.write().insert(shard, Arc::clone(&index));
         gauge!(name::INDEX_BUILDS).increment(1);
-        let config = self.config.clone();
+        let config = self.config;
         let work = move || {
             index.build(&*source, config);
             gauge!(name::INDEX_BUILDS).decrement(1);

@@ -25,7 +25,7 @@ pub const FORMAT_VERSION: u8 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum NodeRequest {
     /// Something of a shard.
-    Shard(ShardCall),
+    Shard(Box<ShardCall>),
     /// How the node and its replicas are.
     Status,
 }
@@ -408,12 +408,12 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_way() {
-        let call = NodeRequest::Shard(ShardCall {
+        let call = NodeRequest::Shard(Box::new(ShardCall {
             shard: ShardId(7),
             epoch: Epoch { incarnation: 1, version: 2, conf_version: 3 },
             budget_ms: 900,
             request: ShardRequest::Tick { due: Timestamp(5) },
-        });
+        }));
         let bytes = encode(&call).unwrap();
         let NodeRequest::Shard(back) = decode(&bytes).unwrap() else { panic!() };
         assert_eq!((back.shard, back.budget_ms), (ShardId(7), 900));

@@ -37,6 +37,10 @@ impl Accounts {
 
 /// How long an answer waits for this node's own catalog to show what was done.
 const VISIBLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer waits for the leaders of new shards.
+const LED_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time between two looks at them.
+const LED_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[tonic::async_trait]
 impl AccountService for Accounts {
@@ -129,6 +133,7 @@ async fn create(
     match propose(&call, command).await {
         Ok(CatalogOutcome::AccountCreated { account, .. }) => {
             let catalog = shown(&call, |catalog| catalog.accounts.contains_key(&account)).await;
+            led(&call, account).await;
             let account = catalog.accounts.get(&account).map(|account| to_wire(&catalog, account));
             Ok(wire::CreateAccountResponse { account, api_key: text })
         }
@@ -235,10 +240,11 @@ async fn rotate_key(
 
 /// Whether a request has added a key before, and which one it revoked.
 fn added_before(catalog: &CatalogState, request_id: RequestId) -> Option<Option<String>> {
-    match &catalog.operations.get(&request_id)?.outcome {
-        CatalogOutcome::KeyAdded { revoked } => Some(revoked.clone()),
-        _ => None,
+    let kept = catalog.operations.get(&request_id)?;
+    if let CatalogOutcome::KeyAdded { revoked } = &kept.outcome {
+        return Some(revoked.clone());
     }
+    None
 }
 
 async fn revoke_key(
@@ -279,6 +285,7 @@ async fn lay_out(
         return Err(unexpected());
     };
     shown(&call, |catalog| shards.iter().all(|id| catalog.shards.contains_key(id))).await;
+    led(&call, account).await;
     Ok(laid_out(&shards))
 }
 
@@ -425,6 +432,28 @@ async fn shown(
     // Not in time is no failure: the change is made, other nodes have it.
     let _ = tokio::time::timeout(timeout, catalog.wait_for(|state| is_there(state))).await;
     std::sync::Arc::clone(&catalog.borrow())
+}
+
+/// Waits a little until the replicas here of an account's shards know a leader, so that the first
+/// write after the answer finds one. Those that are elsewhere are not waited for.
+async fn led(call: &Call, account: AccountNumber) {
+    let core = &call.core;
+    let timeout = call.deadline.remaining().min(LED_TIMEOUT);
+    let all_led = async {
+        loop {
+            let catalog = core.catalog();
+            let mut here = catalog
+                .shards_of(account)
+                .filter(|shard| shard.replica_on(core.place.node).is_some());
+            let is_led = |id| core.host.replica(id).is_some_and(|one| one.leader().is_some());
+            if here.all(|shard| is_led(shard.shard_id)) {
+                return;
+            }
+            tokio::time::sleep(LED_CHECK_INTERVAL).await;
+        }
+    };
+    // Not in time is no failure: writes wait for elections by themselves.
+    let _ = tokio::time::timeout(timeout, all_led).await;
 }
 
 async fn shown_key(call: &Call, account: AccountNumber, key_id: &str) -> wire::ApiKey {

@@ -211,7 +211,7 @@ impl Contents {
         match place {
             Some(place) if visible => {
                 let forests = self.forests.entry(frame);
-                let forest = forests.or_insert_with(|| PositionIndex::new(self.config.clone()));
+                let forest = forests.or_insert_with(|| PositionIndex::new(self.config));
                 if let Err(error) = forest.upsert(id, place.position) {
                     // Positions are checked before they are stored: only a bug gets here.
                     tracing::error!(%error, "a stored position cannot be indexed");
@@ -268,7 +268,7 @@ impl Loaded {
         )?;
         let mut forests = BTreeMap::new();
         for (frame, points) in points {
-            let forest = PositionIndex::from_points(config.clone(), points)
+            let forest = PositionIndex::from_points(config, points)
                 .map_err(|error| StateError::Damaged { reason: error.to_string() })?;
             forests.insert(frame, forest);
         }

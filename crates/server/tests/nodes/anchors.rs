@@ -52,21 +52,19 @@ async fn an_anchor_lives_on_every_node_and_survives_restarts() {
     cluster.stop_all().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn anchors_are_changed_listed_expired_and_removed() {
-    let mut cluster = Cluster::start(1).await;
+/// A node with an account of six shards that holds 49 anchors: their ids in order, and its key.
+async fn with_anchors() -> (Cluster, String, Vec<String>) {
+    let cluster = Cluster::start(1).await;
     let key = cluster.account("one", 6).await;
-    let mut client = cluster.anchors(0, &key);
-    let places: Vec<_> = (0..50_u32)
-        .map(|n| geo(f64::from(n * 37 % 170) - 85.0, f64::from(n * 71 % 360) - 180.0, 10.0))
-        .collect();
-    let mut batch = places.clone();
-    batch[7].creator = "x".repeat(1_000);
+    let places = (0..50_u32)
+        .map(|n| geo(f64::from(n * 37 % 170) - 85.0, f64::from(n * 71 % 360) - 180.0, 10.0));
+    let mut anchors: Vec<_> = places.collect();
+    anchors[7].creator = "x".repeat(1_000);
     let batch =
-        v1::BatchCreateAnchorsRequest { anchors: batch, request_id: request_id(2), ids_only: true };
-    let results = client.batch_create_anchors(batch).await.unwrap().into_inner().results;
+        v1::BatchCreateAnchorsRequest { anchors, request_id: request_id(2), ids_only: true };
+    let created = cluster.anchors(0, &key).batch_create_anchors(batch).await.unwrap();
     let mut ids = Vec::new();
-    for (item, result) in results.into_iter().enumerate() {
+    for (item, result) in created.into_inner().results.into_iter().enumerate() {
         match result.result.unwrap() {
             v1::batch_create_anchors_result::Result::Anchor(anchor) => ids.push(anchor.id),
             v1::batch_create_anchors_result::Result::Error(error) => {
@@ -75,8 +73,26 @@ async fn anchors_are_changed_listed_expired_and_removed() {
         }
     }
     assert_eq!(ids.len(), 49);
-
     ids.sort();
+    (cluster, key, ids)
+}
+
+fn get(id: &str) -> v1::GetAnchorRequest {
+    v1::GetAnchorRequest { id: id.to_owned(), read: None }
+}
+
+fn update(anchor: v1::Anchor, part: &str, id: u128) -> v1::UpdateAnchorRequest {
+    v1::UpdateAnchorRequest {
+        anchor: Some(anchor),
+        update_mask: Some(prost_types::FieldMask { paths: vec![part.to_owned()] }),
+        request_id: request_id(id),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_gives_every_anchor_once_in_the_order_of_ids() {
+    let (mut cluster, key, ids) = with_anchors().await;
+    let mut client = cluster.anchors(0, &key);
     let (mut listed, mut token) = (Vec::new(), String::new());
     loop {
         let request = v1::ListAnchorsRequest {
@@ -93,46 +109,20 @@ async fn anchors_are_changed_listed_expired_and_removed() {
         }
     }
     assert_eq!(listed, ids);
+    cluster.stop_all().await;
+}
 
-    let get = |id: &str| v1::GetAnchorRequest { id: id.to_owned(), read: None };
-    let before = client.get_anchor(get(&ids[0])).await.unwrap().into_inner().anchor.unwrap();
-    let mut changed = before.clone();
+#[tokio::test(flavor = "multi_thread")]
+async fn anchors_are_changed_by_etag_and_removed_once() {
+    let (mut cluster, key, ids) = with_anchors().await;
+    let mut client = cluster.anchors(0, &key);
+    let mut changed = client.get_anchor(get(&ids[0])).await.unwrap().into_inner().anchor.unwrap();
     changed.tags = vec!["door".to_owned()];
-    let update = v1::UpdateAnchorRequest {
-        anchor: Some(changed),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["tags".to_owned()] }),
-        request_id: request_id(3),
-    };
-    let after = client.update_anchor(update.clone()).await.unwrap().into_inner().anchor.unwrap();
+    let written = client.update_anchor(update(changed.clone(), "tags", 3)).await.unwrap();
+    let after = written.into_inner().anchor.unwrap();
     assert_eq!(after.tags, ["door"]);
-    let stale = v1::UpdateAnchorRequest { request_id: request_id(4), ..update };
-    let stale = client.update_anchor(stale).await.unwrap_err();
+    let stale = client.update_anchor(update(changed, "tags", 4)).await.unwrap_err();
     assert_eq!(reason_of(&stale), Some(Reason::EtagMismatch));
-
-    // An expiry that passes is seen by the next linearizable read, without any write.
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() + 700;
-    let expire_time = prost_types::Timestamp {
-        seconds: i64::try_from(now / 1_000).unwrap(),
-        nanos: i32::try_from(now % 1_000).unwrap() * 1_000_000,
-    };
-    let expiring =
-        v1::Anchor { id: ids[1].clone(), expire_time: Some(expire_time), ..v1::Anchor::default() };
-    let expiring = v1::UpdateAnchorRequest {
-        anchor: Some(expiring),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["expire_time".to_owned()] }),
-        request_id: request_id(5),
-    };
-    client.update_anchor(expiring).await.unwrap();
-    eventually("the anchor expires", || {
-        let mut client = cluster.anchors(0, &key);
-        let get = get(&ids[1]);
-        async move {
-            let error = client.get_anchor(get).await.err()?;
-            assert_eq!(reason_of(&error), Some(Reason::AnchorNotFound));
-            Some(())
-        }
-    })
-    .await;
 
     let delete =
         v1::DeleteAnchorRequest { id: ids[0].clone(), etag: after.etag, request_id: request_id(6) };
@@ -146,5 +136,41 @@ async fn anchors_are_changed_listed_expired_and_removed() {
     assert_eq!(reason_of(&foreign), Some(Reason::WrongAccount));
     let nobody = cluster.anchors(0, "ahk_none_0123456789abcdef").get_anchor(get(&ids[3])).await;
     assert_eq!(reason_of(&nobody.unwrap_err()), Some(Reason::CredentialInvalid));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expiry_that_passes_is_seen_by_the_next_read_without_any_write() {
+    let (mut cluster, key, ids) = with_anchors().await;
+    let mut client = cluster.anchors(0, &key);
+    let until = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() + 1_000;
+    let expiring = v1::Anchor {
+        id: ids[1].clone(),
+        expire_time: Some(prost_types::Timestamp {
+            seconds: i64::try_from(until / 1_000).unwrap(),
+            nanos: i32::try_from(until % 1_000).unwrap() * 1_000_000,
+        }),
+        ..v1::Anchor::default()
+    };
+    client.update_anchor(update(expiring, "expire_time", 5)).await.unwrap();
+    let local = v1::GetAnchorRequest {
+        read: Some(v1::ReadOptions {
+            consistency: v1::Consistency::Local.into(),
+            ..v1::ReadOptions::default()
+        }),
+        ..get(&ids[1])
+    };
+    // Nobody has let shard time move on, whatever the wall clock says.
+    client.get_anchor(local).await.unwrap();
+    eventually("the anchor expires", || {
+        let mut client = client.clone();
+        let get = get(&ids[1]);
+        async move {
+            let error = client.get_anchor(get).await.err()?;
+            assert_eq!(reason_of(&error), Some(Reason::AnchorNotFound));
+            Some(())
+        }
+    })
+    .await;
     cluster.stop_all().await;
 }

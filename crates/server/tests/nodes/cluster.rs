@@ -136,6 +136,8 @@ impl Cluster {
         let request = CreateAccountRequest { name: name.to_owned(), shards, ..Default::default() };
         let created = self.accounts(0).create_account(request).await.unwrap().into_inner();
         assert_eq!(created.account.unwrap().shards, shards.max(1));
+        // Every shard has its leader.
+        self.wait_healthy().await;
         created.api_key
     }
 

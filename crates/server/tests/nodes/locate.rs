@@ -1,4 +1,4 @@
-use anchorhold_geometry::GeoPoint;
+use anchorhold_geometry::{Ecef, GeoPoint};
 use anchorhold_proto::v1;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,6 +25,39 @@ fn places(random: &mut StdRng, count: usize) -> Vec<[f64; 3]> {
     places
 }
 
+/// Creates an anchor at each place: ids and positions, and what the session has seen.
+async fn load(
+    cluster: &Cluster,
+    key: &str,
+    places: &[[f64; 3]],
+) -> (Vec<(String, Ecef)>, bytes::Bytes) {
+    let batch = v1::BatchCreateAnchorsRequest {
+        anchors: places.iter().map(|[a, b, c]| geo(*a, *b, *c)).collect(),
+        request_id: request_id(1),
+        ids_only: true,
+    };
+    let created = cluster.anchors(0, key).batch_create_anchors(batch).await.unwrap().into_inner();
+    let anchors = created.results.into_iter().zip(places).map(|(result, [a, b, c])| {
+        let Some(v1::batch_create_anchors_result::Result::Anchor(anchor)) = result.result else {
+            panic!("{result:?}")
+        };
+        (anchor.id, GeoPoint::new(*a, *b, *c).unwrap().to_ecef())
+    });
+    (anchors.collect(), created.session_token)
+}
+
+fn near([latitude_deg, longitude_deg, height_m]: [f64; 3], k: usize) -> v1::LocateRequest {
+    let point = v1::GeoPoint { latitude_deg, longitude_deg, height_m };
+    v1::LocateRequest {
+        criterion: Some(v1::locate_request::Criterion::NearPoint(v1::NearPoint {
+            point: Some(v1::near_point::Point::Geo(point)),
+            k: u32::try_from(k).unwrap(),
+            radius_m: None,
+        })),
+        ..v1::LocateRequest::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nearest_anchors_are_those_of_brute_force() {
     println!("seed {SEED}");
@@ -32,46 +65,23 @@ async fn the_nearest_anchors_are_those_of_brute_force() {
     let mut cluster = Cluster::start(3).await;
     let key = cluster.account("one", 8).await;
     let places = places(&mut random, 600);
-    let mut client = cluster.anchors(0, &key);
-    let batch = v1::BatchCreateAnchorsRequest {
-        anchors: places.iter().map(|[a, b, c]| geo(*a, *b, *c)).collect(),
-        request_id: request_id(1),
-        ids_only: true,
-    };
-    let created = client.batch_create_anchors(batch).await.unwrap().into_inner();
-    let mut anchors = Vec::new();
-    for (result, [a, b, c]) in created.results.into_iter().zip(&places) {
-        let Some(v1::batch_create_anchors_result::Result::Anchor(anchor)) = result.result else {
-            panic!("{result:?}")
-        };
-        anchors.push((anchor.id, GeoPoint::new(*a, *b, *c).unwrap().to_ecef()));
-    }
+    let (anchors, session_token) = load(&cluster, &key, &places).await;
     let mut asked = 0;
     for query in 0..60_usize {
         let [a, b, c] = places[query * 7 % places.len()];
-        let near = random.random_bool(0.5);
-        let at = if near { [a, b, c] } else { [random.random_range(-90.0..90.0), b, c] };
+        let at = if random.random_bool(0.5) {
+            [a, b, c]
+        } else {
+            [random.random_range(-90.0..90.0), b, c]
+        };
         let k = [1, 5, 10, 40][query % 4];
         let point = GeoPoint::new(at[0], at[1], at[2]).unwrap().to_ecef();
         let mut expected: Vec<_> =
             anchors.iter().map(|(id, place)| (place.distance_m(point), id.clone())).collect();
         expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let request = v1::LocateRequest {
-            criterion: Some(v1::locate_request::Criterion::NearPoint(v1::NearPoint {
-                point: Some(v1::near_point::Point::Geo(v1::GeoPoint {
-                    latitude_deg: at[0],
-                    longitude_deg: at[1],
-                    height_m: at[2],
-                })),
-                k: u32::try_from(k).unwrap(),
-                radius_m: None,
-            })),
-            read: Some(v1::ReadOptions {
-                session_token: created.session_token.clone(),
-                ..v1::ReadOptions::default()
-            }),
-            ..v1::LocateRequest::default()
-        };
+        let read =
+            v1::ReadOptions { session_token: session_token.clone(), ..v1::ReadOptions::default() };
+        let request = v1::LocateRequest { read: Some(read), ..near(at, k) };
         let found = cluster.locates(query % 3, &key).locate(request).await.unwrap().into_inner();
         let completeness = found.completeness.unwrap();
         assert!(completeness.complete);

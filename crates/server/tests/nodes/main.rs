@@ -1,5 +1,7 @@
 //! Whole nodes in one process: real stores in temporary directories, real ports on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic, helpers included")]
+
 mod cluster;
 mod anchors;
 mod locate;
