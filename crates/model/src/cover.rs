@@ -215,6 +215,32 @@ pub fn merged(mut ranges: Vec<KeyRange>) -> Vec<KeyRange> {
     joined
 }
 
+/// S2 cell ids, at most `cells_max` but up to 6 for the whole Earth, that hold the homes of all ids
+/// of an account in some key ranges: for people to see what was asked for. Coarser than the ranges
+/// where those would take more cells. Sorted; empty in local spaces.
+pub fn s2_cells(account: AccountNumber, ranges: &[KeyRange], cells_max: usize) -> Vec<u64> {
+    let leaves = ranges.iter().filter_map(|range| {
+        let (first, last) = range.cells(account)?;
+        cell::leaves(first, last)
+    });
+    let mut cells: Vec<CellID> =
+        leaves.flat_map(|(first, end)| CellUnion::from_range(first, end).0).collect();
+    cells.sort();
+    cells.dedup();
+    for level in (0..u64::from(LEVEL_MAX)).rev() {
+        if cells.len() <= cells_max {
+            break;
+        }
+        let coarse = |cell: &CellID| if level < cell.level() { cell.parent(level) } else { *cell };
+        cells = cells.iter().map(coarse).collect();
+        cells.sort();
+        cells.dedup();
+        let all = cells.clone();
+        cells.retain(|cell| !all.iter().any(|other| other != cell && other.contains(cell)));
+    }
+    cells.into_iter().map(|cell| cell.0).collect()
+}
+
 /// How near the anchors of one account in a key range can be to a position. Made once per range,
 /// asked often.
 #[derive(Clone, Debug)]

@@ -329,3 +329,26 @@ fn edges_of_a_rectangle_are_checked() {
     let east = GeoRect::new(-10.0, 170.0, 10.0, 180.0).unwrap();
     assert!(east.contains(at(180.0)));
 }
+
+#[test]
+fn cells_told_to_people_hold_every_range_and_are_few() {
+    let point = GeoPoint::new(48.1, 11.5, 500.0).unwrap();
+    for radius_m in [1.0, 5_000.0, 400_000.0, 9_000_000.0, f64::INFINITY] {
+        let ranges = cover_near_point(ACCOUNT, point, radius_m);
+        for cells_max in [1, 6, 64] {
+            let cells = s2_cells(ACCOUNT, &ranges, cells_max);
+            assert!(
+                !cells.is_empty() && cells.len() <= cells_max.max(6),
+                "{radius_m} m: {cells:?}"
+            );
+            let told: Vec<_> =
+                cells.iter().filter_map(|cell| KeyRange::of_s2_cell(ACCOUNT, *cell)).collect();
+            let told = merged(told);
+            for range in &ranges {
+                assert!(told.iter().any(|told| told.contains_range(range)), "{radius_m} m");
+            }
+        }
+    }
+    let room = KeyRange::of_space(ACCOUNT, Space::Local(3));
+    assert_eq!(s2_cells(ACCOUNT, &[room], 64), Vec::<u64>::new());
+}

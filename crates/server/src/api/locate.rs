@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use anchorhold_geometry::Ecef;
-use anchorhold_model::{AccountNumber, Anchor, AnchorId, KeyRange, ShardId};
+use anchorhold_model::{AccountNumber, Anchor, AnchorId, KeyRange, ShardId, cover};
 use anchorhold_proto::convert::{
     Criterion, LocateSpec, Place, RegionSpec, anchor_to_wire, locate_from_wire, range_to_wire,
 };
+use anchorhold_proto::limits::COMPLETENESS_CELLS_MAX;
 use anchorhold_proto::v1::locate_service_server::LocateService;
 use anchorhold_proto::{Failure, Reason, v1};
 use tonic::{Request, Response, Status};
@@ -48,6 +49,8 @@ struct Located {
     unanswered: Vec<Unanswered>,
     truncated: bool,
     ids_not_found: Vec<AnchorId>,
+    /// The keys that were asked for; empty for ids.
+    ranges: Vec<KeyRange>,
 }
 
 async fn locate(call: Call, request: v1::LocateRequest) -> Result<v1::LocateResponse, Failure> {
@@ -66,7 +69,9 @@ async fn locate(call: Call, request: v1::LocateRequest) -> Result<v1::LocateResp
                 read: spec.read,
             };
             let found = call.core.find_near(&near, &call.deadline).await;
+            let ranges = found.ranges(&near);
             Located {
+                ranges,
                 anchors: found.anchors.into_iter().map(|(m, anchor)| (Some(m), anchor)).collect(),
                 contributions: found.contributions,
                 asked: found.asked,
@@ -83,7 +88,7 @@ async fn locate(call: Call, request: v1::LocateRequest) -> Result<v1::LocateResp
             return Err(incomplete(first, require_complete));
         }
     }
-    Ok(reply(&call, located))
+    Ok(reply(&call, account, located))
 }
 
 async fn by_ids(
@@ -142,6 +147,7 @@ async fn by_region(
         limit: spec.limit + 1,
         read: spec.read,
     };
+    let ranges = query.ranges();
     let mut page = call.core.page(&query, &call.deadline).await;
     let truncated = spec.limit < page.anchors.len() || page.next.is_some();
     page.anchors.truncate(spec.limit);
@@ -161,6 +167,7 @@ async fn by_region(
         unanswered: unanswered.into_iter().collect(),
         truncated,
         ids_not_found: Vec::new(),
+        ranges,
     }
 }
 
@@ -172,19 +179,23 @@ fn incomplete(first: &Unanswered, require_complete: bool) -> Failure {
     Failure::new(Reason::Incomplete, message)
 }
 
-fn reply(call: &Call, located: Located) -> v1::LocateResponse {
+fn reply(call: &Call, account: AccountNumber, located: Located) -> v1::LocateResponse {
+    let cells = |ranges: &[KeyRange]| cover::s2_cells(account, ranges, COMPLETENESS_CELLS_MAX);
     let silent = u32::try_from(located.unanswered.len()).unwrap_or(u32::MAX);
     let unanswered = located.unanswered.into_iter().map(|unanswered| v1::UnansweredRange {
         range: Some(range_to_wire(&unanswered.range)),
         shard_id: unanswered.shard.0,
-        cells: Vec::new(),
+        cells: {
+            let asked = located.ranges.iter().map(|range| range.intersect(&unanswered.range));
+            cells(&asked.collect::<Vec<_>>())
+        },
         error: Some(unanswered.failure.into()),
     });
     let completeness = v1::Completeness {
         complete: silent == 0,
         shards_asked: located.asked,
         shards_answered: located.asked.saturating_sub(silent),
-        cells_asked: Vec::new(),
+        cells_asked: cells(&located.ranges),
         unanswered: unanswered.collect(),
     };
     let anchors = located.anchors.iter().map(|(distance_m, anchor)| v1::LocatedAnchor {

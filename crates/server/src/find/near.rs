@@ -11,7 +11,7 @@ use anchorhold_geometry::{Meters, Orientation};
 use anchorhold_model::cover::RangeBounds;
 use anchorhold_model::{AccountNumber, Anchor, KeyRange, Pose, ShardDescriptor, ShardId};
 use anchorhold_proto::Failure;
-use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec};
+use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec, RegionSpec};
 use futures::StreamExt;
 use futures::stream;
 use metrics::histogram;
@@ -160,6 +160,17 @@ impl Core {
 }
 
 impl Found {
+    /// The keys that can hold an anchor of this answer, or one that would displace one of it.
+    pub fn ranges(&self, near: &Near) -> Vec<KeyRange> {
+        match Meters::new(self.distance_m_max(near)) {
+            Some(radius) => {
+                let sphere = RegionSpec::Sphere { center: near.place, radius };
+                super::page::ranges_of_region(near.account, &sphere)
+            }
+            None => vec![KeyRange::of_space(near.account, near.place.space())],
+        }
+    }
+
     /// Beyond this distance an anchor does not enter the answer.
     fn distance_m_max(&self, near: &Near) -> f64 {
         let radius_m = near.radius.map_or(f64::INFINITY, Meters::get);

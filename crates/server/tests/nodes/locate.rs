@@ -85,6 +85,7 @@ async fn the_nearest_anchors_are_those_of_brute_force() {
         let found = cluster.locates(query % 3, &key).locate(request).await.unwrap().into_inner();
         let completeness = found.completeness.unwrap();
         assert!(completeness.complete);
+        assert!((1..=64).contains(&completeness.cells_asked.len()));
         asked += completeness.shards_asked;
         let found: Vec<_> = found
             .anchors
