@@ -9,8 +9,10 @@ use anchorhold_tests::rpc::{bounded, geo_anchor, local_anchor, request_id};
 use bytes::Bytes;
 use prost::Message;
 
-/// A well-formed id of nobody's anchor.
-const SOME_ID: &str = "00000001-0000-8000-8000-000000000000";
+/// A well-formed id of an anchor that is not there, in local space 0 of an account.
+fn some_id(account: u32) -> String {
+    format!("{account:08x}-c000-8000-8400-000000000000")
+}
 
 const CREATE: &str = "/anchorhold.v1.AnchorService/CreateAnchor";
 const BATCH_CREATE: &str = "/anchorhold.v1.AnchorService/BatchCreateAnchors";
@@ -116,7 +118,7 @@ fn bad_anchors() -> Vec<(&'static str, v1::Anchor, Reason, &'static str)> {
     ]
 }
 
-fn write_rows() -> Vec<Row> {
+fn write_rows(some_id: &str) -> Vec<Row> {
     use Reason::{BatchTooLarge, EtagInvalid, FieldInvalid};
     let mut rows = Vec::new();
     for (label, anchor, reason, field) in bad_anchors() {
@@ -157,11 +159,11 @@ fn write_rows() -> Vec<Row> {
     };
     let good = request_id();
     rows.push(row("update: no id", UPDATE, &update("", "", &good), FieldInvalid, "id"));
-    rows.push(row("update: etag", UPDATE, &update(SOME_ID, "?", &good), EtagInvalid, ""));
+    rows.push(row("update: etag", UPDATE, &update(some_id, "?", &good), EtagInvalid, ""));
     rows.push(row(
         "update: request id",
         UPDATE,
-        &update(SOME_ID, "", "?"),
+        &update(some_id, "", "?"),
         FieldInvalid,
         "request_id",
     ));
@@ -178,7 +180,7 @@ fn write_rows() -> Vec<Row> {
         request_id: request_id(),
     };
     rows.push(row("delete: no id", DELETE, &delete("", ""), FieldInvalid, "id"));
-    rows.push(row("delete: etag", DELETE, &delete(SOME_ID, "\"x\""), EtagInvalid, ""));
+    rows.push(row("delete: etag", DELETE, &delete(some_id, "\"x\""), EtagInvalid, ""));
     rows
 }
 
@@ -196,7 +198,7 @@ fn bad_ids() -> [String; 9] {
     ]
 }
 
-fn level_rows() -> Vec<Row> {
+fn level_rows(some_id: &str) -> Vec<Row> {
     use Reason::{FieldInvalid, SessionTokenInvalid};
     let mut rows = Vec::new();
     let reads = [
@@ -231,7 +233,7 @@ fn level_rows() -> Vec<Row> {
         ),
     ];
     for (label, read, reason, field) in reads {
-        let id = SOME_ID.to_owned();
+        let id = some_id.to_owned();
         let read = Some(read);
         let get = v1::GetAnchorRequest { id, read: read.clone() };
         rows.push(row(&format!("get: {label}"), GET, &get, reason, field));
@@ -243,9 +245,9 @@ fn level_rows() -> Vec<Row> {
     rows
 }
 
-fn read_rows() -> Vec<Row> {
+fn read_rows(some_id: &str) -> Vec<Row> {
     use Reason::{BatchTooLarge, FieldInvalid, PageTokenInvalid};
-    let mut rows = level_rows();
+    let mut rows = level_rows(some_id);
     for id in bad_ids() {
         let get = v1::GetAnchorRequest { id: id.clone(), read: None };
         rows.push(row(&format!("get {id:?}"), GET, &get, FieldInvalid, "id"));
@@ -254,7 +256,7 @@ fn read_rows() -> Vec<Row> {
     }
     let batch = |ids: Vec<String>| v1::BatchGetAnchorsRequest { ids, read: None };
     rows.push(row("empty batch get", BATCH_GET, &batch(vec![]), FieldInvalid, "ids"));
-    let many = vec![SOME_ID.to_owned(); 1_001];
+    let many = vec![some_id.to_owned(); 1_001];
     rows.push(row("large batch get", BATCH_GET, &batch(many.clone()), BatchTooLarge, ""));
     rows.push(row(
         "bad id in a batch",
@@ -378,8 +380,11 @@ fn filter_rows() -> Vec<Row> {
 async fn bad_input_is_refused_with_its_reason_and_field_and_changes_nothing() {
     let cluster = shared().await;
     let account = cluster.account(0).await.unwrap();
-    let rows: Vec<Row> =
-        [write_rows(), read_rows(), query_rows(), filter_rows()].into_iter().flatten().collect();
+    let some_id = some_id(account.number);
+    let rows: Vec<Row> = [write_rows(&some_id), read_rows(&some_id), query_rows(), filter_rows()]
+        .into_iter()
+        .flatten()
+        .collect();
     let mut wrong = Vec::new();
     for (number, row) in rows.into_iter().enumerate() {
         let rpc = cluster.account_rpc(number % 3, &account);

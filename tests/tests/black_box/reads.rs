@@ -75,6 +75,8 @@ async fn a_bounded_read_says_how_stale_it_is_and_keeps_the_bound() {
         })
         .await;
         let reply = rpc.get(&stored.id, local(Bytes::new())).await.unwrap();
-        assert_eq!(reply.serving.unwrap().shards[0].staleness, None, "LOCAL does not know");
+        let serving = reply.serving.unwrap();
+        assert_eq!(serving.shards[0].consistency(), v1::Consistency::Local);
+        assert_eq!(serving.shards[0].node_id, serving.node_id, "LOCAL asks nobody else");
     }
 }
