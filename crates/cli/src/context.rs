@@ -100,6 +100,8 @@ pub(crate) struct Context {
     api_key: Option<String>,
     admin_key: Option<String>,
     timeout: Duration,
+    /// Whether neither a flag nor a demo names the cluster.
+    is_guessed: bool,
     /// The demo's state, if its cluster is the one that is talked to.
     pub(crate) demo: Option<ClusterState>,
     /// The form of results.
@@ -117,6 +119,7 @@ impl Context {
             api_key: args.api_key.clone(),
             admin_key: args.admin_key.clone(),
             timeout: args.timeout,
+            is_guessed: false,
             demo: None,
             output: args.output,
         };
@@ -131,7 +134,10 @@ impl Context {
             };
             match demo {
                 Some(state) => context.use_demo(state)?,
-                None => context.endpoints.push(ENDPOINT_DEFAULT.to_owned()),
+                None => {
+                    context.endpoints.push(ENDPOINT_DEFAULT.to_owned());
+                    context.is_guessed = true;
+                }
             }
         }
         Ok(context)
@@ -172,13 +178,11 @@ impl Context {
         connections_per_node: usize,
     ) -> anyhow::Result<ClientConfig> {
         let Some(api_key) = self.api_key.clone() else {
-            return Err(Failure::new(
-                Exit::Usage,
+            return Err(self.no_key(
                 "no API key is given",
                 "pass --api-key or set ANCHORHOLD_API_KEY; `anchorhold account create NAME` makes \
                  an account with a key",
-            )
-            .into());
+            ));
         };
         Ok(ClientConfig { connections_per_node, ..self.config(api_key) })
     }
@@ -189,12 +193,10 @@ impl Context {
     /// If there is no admin key, or nobody answers.
     pub(crate) fn admin(&self) -> anyhow::Result<AdminClient> {
         let Some(admin_key) = self.admin_key.clone() else {
-            return Err(Failure::new(
-                Exit::Usage,
+            return Err(self.no_key(
                 "no admin key is given, and this command is for operators",
                 "pass --admin-key-file, or set ANCHORHOLD_ADMIN_KEY",
-            )
-            .into());
+            ));
         };
         Ok(AdminClient::new(self.config(admin_key))?)
     }
@@ -208,6 +210,15 @@ impl Context {
         let client = AdminClient::new(self.config(any_key))?;
         let info = client.get_server_info(admin_v1::GetServerInfoRequest {}).await?;
         Ok(info.cluster_id)
+    }
+
+    fn no_key(&self, problem: &str, next: &str) -> anyhow::Error {
+        if self.is_guessed {
+            let problem = format!("no demo runs here, and {problem}");
+            let next = format!("start one in another terminal: anchorhold demo; or {next}");
+            return Failure::new(Exit::Usage, problem, next).into();
+        }
+        Failure::new(Exit::Usage, problem, next).into()
     }
 
     fn config(&self, api_key: String) -> ClientConfig {

@@ -8,7 +8,9 @@ const ACCOUNT: &str = "demo";
 /// Shards of the account: several for each zone, so that killing any zone takes leaders away.
 const SHARDS: u32 = 6;
 /// Batches sent at once.
-const PARALLEL: usize = 12;
+const PARALLEL: usize = 6;
+/// How long one batch may be retried: a demo must also start on a machine that is busy otherwise.
+const BATCH_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Loads the anchors that the arguments name, unless an earlier run has.
 ///
@@ -44,7 +46,7 @@ pub(super) async fn load(cluster: ProcessCluster, args: &DemoArgs) -> anyhow::Re
         lay_out(&admin, &client, &scanned).await?;
         let started = Instant::now();
         let progress = Progress::new("anchors", scanned.rows);
-        let sender = Sender::new(client.clone(), scanned.digest, PARALLEL)?;
+        let sender = Sender::new(client.with_deadline(BATCH_DEADLINE), scanned.digest, PARALLEL)?;
         sender.send(source, Some(&mut ledger), progress).await?;
         ledger.note_complete()?;
         let seconds = started.elapsed().as_secs_f64();
