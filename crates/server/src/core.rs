@@ -1,6 +1,6 @@
 //! What every request of one node shares.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anchorhold_consensus::seams::BoxFuture;
@@ -147,18 +147,20 @@ impl Core {
 /// Answers other nodes. Made before the core, because the host needs it at its start.
 #[derive(Clone, Default)]
 pub struct Calls {
-    core: Arc<OnceLock<Arc<Core>>>,
+    /// Not owned: the core owns the host, which owns this.
+    core: Arc<OnceLock<Weak<Core>>>,
 }
 
 impl Calls {
     /// From now on calls are answered.
-    pub fn set_core(&self, core: Arc<Core>) {
+    pub fn set_core(&self, core: &Arc<Core>) {
         // Set once, by the node that made it.
-        let _ = self.core.set(core);
+        let _ = self.core.set(Arc::downgrade(core));
     }
 
     async fn answer(self, content: Bytes) -> Bytes {
-        let reply = match (self.core.get(), request::decode::<NodeRequest>(&content)) {
+        let core = self.core.get().and_then(Weak::upgrade);
+        let reply = match (core, request::decode::<NodeRequest>(&content)) {
             (None, _) => NodeReply::Shard(Err(ShardError::NoReplica)),
             (_, Err(error)) => {
                 let reason = error.to_string();

@@ -135,6 +135,7 @@ pub struct Node {
     /// Set once to stop the ports.
     stop: watch::Sender<bool>,
     ports: Mutex<Vec<JoinHandle<()>>>,
+    /// The peer port, and what runs in the background.
     upkeep: Mutex<Vec<JoinHandle<()>>>,
     /// Unlocks the directory last.
     _data_dir: DataDir,
@@ -200,10 +201,12 @@ impl Node {
             disk_free: Box::new(move || open.disk_free(&path)),
             random,
         }));
-        calls.set_core(Arc::clone(&core));
+        calls.set_core(&core);
         let (stop, stopping) = watch::channel(false);
-        let ports = ports::serve(&core, bound.into_parts(), &config, &stopping);
+        let Bound { client, peer, http } = bound;
+        let ports = ports::serve(&core, client, http, &config, &stopping);
         let upkeep = vec![
+            tokio::spawn(ports::serve_peers(Arc::clone(&core), peer)),
             tokio::spawn(Arc::clone(&core).follow_catalog()),
             tokio::spawn(Arc::clone(&core).sweep_forever()),
         ];
@@ -251,10 +254,14 @@ impl Node {
                 abort.abort();
             }
         }
-        for task in std::mem::take(&mut *self.upkeep.lock()) {
-            task.abort();
-        }
+        // Until here open calls and hand-overs still need the other nodes.
         self.core.host.shutdown().await;
+        let upkeep = std::mem::take(&mut *self.upkeep.lock());
+        for task in upkeep {
+            task.abort();
+            // Ends as aborted.
+            let _ = task.await;
+        }
     }
 }
 
@@ -284,10 +291,6 @@ impl Bound {
             peer: local(&self.peer, "peer_address", config.peer_address)?,
             http: http.map(|(bound, address)| local(bound, "http_address", address)).transpose()?,
         })
-    }
-
-    fn into_parts(self) -> (TcpListener, TcpListener, Option<TcpListener>) {
-        (self.client, self.peer, self.http)
     }
 }
 

@@ -33,17 +33,20 @@ const PEER_STREAMS_MAX: u32 = 65_536;
 /// Time between two looks at whether the node is ready.
 const READINESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Serves the ports until `stopping` says so.
+/// Serves the client and the HTTP port until `stopping` says so.
 pub(super) fn serve(
     core: &Arc<Core>,
-    (client, peer, http): (TcpListener, TcpListener, Option<TcpListener>),
+    client: TcpListener,
+    http: Option<TcpListener>,
     config: &NodeConfig,
     stopping: &watch::Receiver<bool>,
 ) -> Vec<JoinHandle<()>> {
-    let mut tasks = vec![
-        tokio::spawn(serve_clients(Arc::clone(core), client, config.clone(), stopping.clone())),
-        tokio::spawn(serve_peers(Arc::clone(core), peer, stopping.clone())),
-    ];
+    let mut tasks = vec![tokio::spawn(serve_clients(
+        Arc::clone(core),
+        client,
+        config.clone(),
+        stopping.clone(),
+    ))];
     if let Some(listener) = http {
         // So that what is counted from here on is counted.
         crate::telemetry::metrics();
@@ -107,25 +110,18 @@ async fn serve_clients(
     report("client", served);
 }
 
-async fn serve_peers(core: Arc<Core>, listener: TcpListener, stopping: watch::Receiver<bool>) {
+/// Serves the peer port until the task is aborted: links never end by themselves.
+pub(super) async fn serve_peers(core: Arc<Core>, listener: TcpListener) {
     let served = Server::builder()
         .initial_stream_window_size(PEER_WINDOW_BYTES)
         .initial_connection_window_size(PEER_WINDOW_BYTES)
         .max_concurrent_streams(PEER_STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .add_service(core.host.peer_service());
-    // Links never end by themselves: the port is dropped when it is time.
-    tokio::select! {
-        served = served.serve_with_incoming(incoming(listener)) => report("peer", served),
-        () = peers_stopped(stopping) => {}
-    }
-}
-
-/// The peer port outlives the client port: open calls still need the other nodes.
-async fn peers_stopped(stopping: watch::Receiver<bool>) {
-    stopped(stopping).await;
-    tokio::time::sleep(super::DRAIN_TIMEOUT).await;
+        .add_service(core.host.peer_service())
+        .serve_with_incoming(incoming(listener))
+        .await;
+    report("peer", served);
 }
 
 fn incoming(listener: TcpListener) -> TcpIncoming {

@@ -10,7 +10,7 @@ use anchorhold_proto::admin_v1::{CreateAccountRequest, GetClusterStatusRequest};
 use anchorhold_proto::v1::anchor_service_client::AnchorServiceClient;
 use anchorhold_proto::v1::locate_service_client::LocateServiceClient;
 use anchorhold_proto::{admin_v1, v1};
-use anchorhold_server::{AdminKey, Node, NodeConfig, NodeSeams};
+use anchorhold_server::{AdminKey, Node, NodeConfig, NodeError, NodeSeams};
 use tempfile::TempDir;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -148,8 +148,19 @@ impl Cluster {
 
     /// Starts a stopped node on its old directory.
     pub(crate) async fn restart(&mut self, node: usize) {
-        let config = config(&self.dirs[node], node);
-        self.nodes[node] = Some(Node::build(config, NodeSeams::real()).await.unwrap());
+        // The last task of the old node may still hold the log for a moment.
+        let node_again = eventually("the node starts again", || {
+            let config = config(&self.dirs[node], node);
+            async move {
+                match Node::build(config, NodeSeams::real()).await {
+                    Ok(node) => Some(node),
+                    Err(NodeError::Store { store: "log", .. }) => None,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
+        self.nodes[node] = Some(node_again);
     }
 
     pub(crate) async fn stop_all(&mut self) {
