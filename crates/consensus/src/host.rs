@@ -573,7 +573,6 @@ async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Repl
     if parts.seams.snapshots.latest(CATALOG_GROUP).map_err(damaged)?.is_none() {
         write_founding_file(parts, CATALOG_GROUP, None)?;
     }
-    // A node's id is never reused, and so neither is its replica's in the catalog.
-    let replica_id = ReplicaId::new(1, identity.node_id.counter());
+    let replica_id = membership::catalog_replica_id(identity.node_id);
     Replica::open(parts, CATALOG_GROUP, replica_id).await
 }

@@ -35,6 +35,9 @@ mod types;
 mod upkeep;
 mod wire;
 
+#[cfg(test)]
+mod suite_tests;
+
 pub use config::{ConsensusConfig, Identity};
 pub use error::{CallError, ProposeError, ReadError};
 pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};

@@ -30,7 +30,8 @@ use crate::error::CallError;
 use crate::seams::Dial;
 use crate::{Identity, wire};
 
-pub(crate) use stream::{LinkStream, Question, StreamClass};
+use stream::StreamClass;
+pub(crate) use stream::{LinkStream, Question};
 
 /// Longest wait of an idle heartbeat for company.
 const HOLD: Duration = Duration::from_millis(10);
@@ -47,10 +48,22 @@ pub(crate) struct Peers {
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
 }
 
-/// One peer and the links to it.
-pub(crate) struct Peer {
+/// Who a peer is and where it can be reached now.
+pub(crate) struct Place {
     node_id: NodeId,
     address: ArcSwap<String>,
+}
+
+impl Place {
+    /// A fresh channel to the peer as it is announced now.
+    fn dial(&self, dial: &dyn Dial) -> Result<Channel, String> {
+        dial.channel(self.node_id, &self.address.load())
+    }
+}
+
+/// One peer and the links to it.
+pub(crate) struct Peer {
+    place: Arc<Place>,
     pub(crate) control: LinkStream,
     pub(crate) data: LinkStream,
     /// Channels of calls and of snapshots, with the address that they were made for.
@@ -123,24 +136,23 @@ impl Peers {
             return;
         }
         if let Some(peer) = self.get(node) {
-            if **peer.address.load() != address {
-                peer.address.store(Arc::new(address.to_owned()));
+            if **peer.place.address.load() != address {
+                peer.place.address.store(Arc::new(address.to_owned()));
             }
             return;
         }
         let mut peers = self.peers.write();
         peers.entry(node).or_insert_with(|| {
-            Arc::new_cyclic(|weak| {
-                let stream =
-                    |class| LinkStream::start(self.clone(), weak.clone(), class, self.messages_max);
-                Peer {
-                    node_id: node,
-                    address: ArcSwap::from_pointee(address.to_owned()),
-                    control: stream(StreamClass::Control),
-                    data: stream(StreamClass::Data),
-                    calls: RwLock::default(),
-                    bulk: RwLock::default(),
-                }
+            let address = ArcSwap::from_pointee(address.to_owned());
+            let place = Arc::new(Place { node_id: node, address });
+            let stream =
+                |class| LinkStream::start(self.clone(), place.clone(), class, self.messages_max);
+            Arc::new(Peer {
+                control: stream(StreamClass::Control),
+                data: stream(StreamClass::Data),
+                place,
+                calls: RwLock::default(),
+                bulk: RwLock::default(),
             })
         });
     }
@@ -152,7 +164,7 @@ impl Peers {
     /// All known peers and their addresses.
     pub(crate) fn addresses(&self) -> Vec<(NodeId, String)> {
         let peers = self.peers.read();
-        peers.iter().map(|(id, peer)| (*id, String::clone(&peer.address.load()))).collect()
+        peers.iter().map(|(id, peer)| (*id, String::clone(&peer.place.address.load()))).collect()
     }
 
     /// One question to a peer outside any group.
@@ -211,27 +223,18 @@ impl CallKind {
 }
 
 impl Peer {
-    pub(crate) fn node_id(&self) -> NodeId {
-        self.node_id
-    }
-
-    /// A fresh channel to the peer as it is announced now.
-    fn dial(&self, dial: &dyn Dial) -> Result<Channel, String> {
-        dial.channel(self.node_id, &self.address.load())
-    }
-
     fn channel(
         &self,
         slot: &RwLock<Option<(String, Channel)>>,
         dial: &dyn Dial,
     ) -> Result<Channel, String> {
-        let address = self.address.load();
+        let address = self.place.address.load();
         if let Some((made_for, channel)) = &*slot.read() {
             if *made_for == **address {
                 return Ok(channel.clone());
             }
         }
-        let channel = self.dial(dial)?;
+        let channel = self.place.dial(dial)?;
         *slot.write() = Some((String::clone(&address), channel.clone()));
         Ok(channel)
     }

@@ -5,7 +5,9 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use anchorhold_storage::{GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite};
+use anchorhold_storage::{
+    GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite, ReadError,
+};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{oneshot, watch};
@@ -64,9 +66,18 @@ impl GroupLogStorage {
         Ok(entries)
     }
 
-    fn read_some(&self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let read = self.log.read(self.group, start..end, READ_BYTES_MAX);
-        read.map_err(io::Error::other)?.into_iter().map(into_entry).collect()
+    /// What there is of a range, up to [`READ_BYTES_MAX`]. Indexes that are purged, or that a log
+    /// which begins later never had, are left out, as openraft expects.
+    fn read_some(&self, mut start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        while start < end {
+            match self.log.read(self.group, start..end, READ_BYTES_MAX) {
+                Ok(read) => return read.into_iter().map(into_entry).collect(),
+                Err(ReadError::Purged { purged, .. }) => start = purged.index + 1,
+                Err(ReadError::Unknown { .. }) => start += 1,
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(Vec::new())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The catalog's own members: every node follows the catalog, up to three of them vote, spread over
 //! zones. Driven by the catalog's leader.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anchorhold_model::catalog::NodeState;
 use anchorhold_model::{NodeId, ReplicaId};
+use anchorhold_placement::{CatalogMember, CatalogStep, NodeView, PlacementConfig, catalog_voters};
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 
@@ -16,8 +17,6 @@ use crate::types::PeerNode;
 
 /// How often the members are compared with the nodes.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// Voters of the catalog, once there are as many nodes.
-const VOTERS: usize = 3;
 /// Longest wait for one membership change.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a follower to take over.
@@ -37,10 +36,8 @@ pub(crate) async fn keep(host: Host) {
     }
 }
 
-/// The next change, if any: first every node becomes a learner, then the voters are chosen among
-/// those that follow.
+/// Makes the next change that the members need, if any.
 async fn one_step(host: &Host, replica: &Arc<Replica>) {
-    let catalog = host.catalog().borrow().clone();
     let raft = replica.raft();
     let metrics = raft.metrics().borrow_watched().clone();
     let membership = metrics.membership_config.membership();
@@ -50,19 +47,21 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         report("finish a joint change", result.map(drop));
         return;
     }
-    let members: BTreeMap<u64, PeerNode> =
-        membership.nodes().map(|(id, node)| (*id, *node)).collect();
-    let live: Vec<_> =
-        catalog.nodes.values().filter(|node| node.state != NodeState::Removed).collect();
-    for node in &live {
-        let replica_id = ReplicaId::new(1, node.node_id.counter()).0;
-        if !members.contains_key(&replica_id) {
-            let peer = PeerNode { node_id: node.node_id.0 };
-            let result = raft.add_learner(replica_id, peer, false).await;
-            report("add a learner", result.map(drop));
-            return;
-        }
-    }
+    let catalog = host.catalog().borrow().clone();
+    let nodes: Vec<NodeView> = catalog
+        .nodes
+        .values()
+        .filter(|node| node.state != NodeState::Removed)
+        .map(|node| NodeView {
+            node_id: node.node_id,
+            region: node.region.clone(),
+            zone: node.zone.clone(),
+            accepts_replicas: true,
+            replicas: 0,
+            leaders: 0,
+        })
+        .collect();
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
     // A learner that has nothing yet would hold the quorum back.
     let following: BTreeSet<u64> = metrics
         .replication
@@ -72,48 +71,39 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         .map(|(id, _)| *id)
         .collect();
     let own = replica.replica_id().0;
-    let places: Vec<(NodeId, (&str, &str))> = live
-        .iter()
-        .filter(|node| {
-            let id = ReplicaId::new(1, node.node_id.counter()).0;
-            id == own || following.contains(&id)
+    let members: Vec<CatalogMember> = membership
+        .nodes()
+        .map(|(id, node)| CatalogMember {
+            node_id: NodeId(node.node_id),
+            is_voter: voters.contains(id),
+            is_caught_up: *id == own || following.contains(id),
         })
-        .map(|node| (node.node_id, (node.region.as_str(), node.zone.as_str())))
         .collect();
-    let voters: BTreeSet<NodeId> = membership
-        .voter_ids()
-        .filter_map(|id| members.get(&id))
-        .map(|node| NodeId(node.node_id))
-        .collect();
-    let wanted = choose_voters(&places, &voters);
-    if wanted == voters {
-        return;
+    match catalog_voters(&nodes, &members, &PlacementConfig::default()) {
+        Some(CatalogStep::AddLearner(node)) => {
+            let peer = PeerNode { node_id: node.0 };
+            let result = raft.add_learner(catalog_replica_id(node).0, peer, false).await;
+            report("add a learner", result.map(drop));
+        }
+        Some(CatalogStep::RemoveLearner(node)) => {
+            let gone = BTreeSet::from([catalog_replica_id(node).0]);
+            let change = ChangeMembers::RemoveNodes(gone);
+            report("remove a learner", raft.change_membership(change, true).await.map(drop));
+        }
+        Some(CatalogStep::SetVoters(nodes)) => {
+            let voters: BTreeSet<u64> =
+                nodes.iter().map(|node| catalog_replica_id(*node).0).collect();
+            tracing::info!(?voters, "changing the catalog's voters");
+            let change = ChangeMembers::ReplaceAllVoters(voters);
+            report("change the voters", raft.change_membership(change, true).await.map(drop));
+        }
+        None => {}
     }
-    let wanted: BTreeSet<u64> =
-        wanted.iter().map(|node| ReplicaId::new(1, node.counter()).0).collect();
-    tracing::info!(?wanted, "changing the catalog's voters");
-    let result = raft.change_membership(ChangeMembers::ReplaceAllVoters(wanted), true).await;
-    report("change the voters", result.map(drop));
 }
 
-/// Up to three voters in as many zones as there are, those that vote already first.
-fn choose_voters(places: &[(NodeId, (&str, &str))], voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    let mut candidates = places.to_vec();
-    candidates.sort_by_key(|(node, _)| (!voters.contains(node), *node));
-    let mut zones = BTreeMap::new();
-    for (node, zone) in &candidates {
-        zones.entry(*zone).or_insert(*node);
-    }
-    let mut chosen: Vec<NodeId> = zones.into_values().collect();
-    chosen.sort_by_key(|node| (!voters.contains(node), *node));
-    for (node, _) in &candidates {
-        if !chosen.contains(node) {
-            chosen.push(*node);
-        }
-    }
-    // An even number of voters survives no more than one fewer does.
-    let count = if chosen.len() < VOTERS { 1 } else { VOTERS };
-    chosen.into_iter().take(count).collect()
+/// A node's replica of the catalog. A node's id is never reused, and so neither is this.
+pub(crate) fn catalog_replica_id(node: NodeId) -> ReplicaId {
+    ReplicaId::new(1, node.counter())
 }
 
 fn report<E: std::fmt::Display>(what: &str, result: Result<(), E>) {

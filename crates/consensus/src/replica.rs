@@ -349,6 +349,14 @@ impl Replica {
         }
     }
 
+    /// Why the Raft instance ended by itself; `None` while it runs, and after `stop`.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.check_stopped().ok()?;
+        let metrics = self.raft.metrics();
+        let failed = metrics.borrow_watched().running_state.clone().err()?;
+        Some(format!("the replica of {} has failed: {failed}", self.shard_id()))
+    }
+
     fn check_stopped(&self) -> Result<(), String> {
         let stopped = self.stopped.load();
         if stopped.is_empty() { Ok(()) } else { Err(String::clone(&stopped)) }

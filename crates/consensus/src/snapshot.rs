@@ -237,7 +237,7 @@ pub(crate) async fn install(
     let (done, loaded) = oneshot::channel();
     let worker = shared.clone();
     let work = shared.offload.spawn(Box::new(move || {
-        let result = load(&worker, &file);
+        let result = take_over(&worker, file).and_then(|file| load(&worker, &file));
         let _ = worker
             .snapshots
             .retain_latest(worker.group)
@@ -247,6 +247,14 @@ pub(crate) async fn install(
     work.await;
     let header = loaded.await.map_err(io::Error::other)?.map_err(|error| shared.fail(&error))?;
     publish(shared, header)
+}
+
+/// The file where the replica's own files lie: a received one is there already.
+fn take_over(shared: &MachineShared, file: SnapshotFile) -> Result<SnapshotFile, StateError> {
+    if file.path.parent() == Some(shared.snapshots.dir()) {
+        return Ok(file);
+    }
+    shared.snapshots.adopt(&file.path).map_err(damaged)
 }
 
 /// Publishes a loaded header, and the catalog's state with it.

@@ -17,6 +17,11 @@ pub(crate) async fn keep(host: Host) {
         }
         let mut replicas = host.replicas();
         replicas.push(host.catalog_replica());
+        if let Some(reason) = replicas.iter().find_map(|replica| replica.failure()) {
+            // Its storage failed under it: a node that keeps such a replica only looks healthy.
+            host.parts().seams.exit.exit(&reason);
+            return;
+        }
         let building = replicas.iter().filter(|replica| replica.shared().cut.lock().is_some());
         let mut free = config.snapshot_builds_max.saturating_sub(building.count());
         for replica in replicas {

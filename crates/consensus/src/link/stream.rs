@@ -1,8 +1,8 @@
 //! One outgoing stream of a link: questions out, answers back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anchorhold_proto::peer_v1::peer_client::PeerClient;
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{HOLD, MESSAGE_BYTES_MAX, Peer, Peers};
+use super::{HOLD, MESSAGE_BYTES_MAX, Peers, Place};
 use crate::wire::MessageKind;
 
 /// Messages that one frame carries, at most.
@@ -94,13 +94,13 @@ impl Answer {
 impl LinkStream {
     pub(crate) fn start(
         peers: Arc<Peers>,
-        peer: Weak<Peer>,
+        place: Arc<Place>,
         class: StreamClass,
         messages_max: usize,
     ) -> Self {
         let (outgoing, queue) = mpsc::channel(messages_max);
         let pending = Pending::default();
-        tokio::spawn(run(peers, peer, class, queue, pending.clone()));
+        tokio::spawn(run(peers, place, class, queue, pending.clone()));
         Self { outgoing, pending, next_id: AtomicU64::new(1) }
     }
 
@@ -129,20 +129,17 @@ impl LinkStream {
     }
 }
 
-/// Keeps one stream connected until its peer is forgotten.
+/// Keeps one stream connected until its peer is forgotten, and with it the sending end.
 async fn run(
     peers: Arc<Peers>,
-    peer: Weak<Peer>,
+    place: Arc<Place>,
     class: StreamClass,
     mut queue: mpsc::Receiver<Outgoing>,
     pending: Pending,
 ) {
     let mut backoff = BACKOFF.0;
-    // The peer is still being put together when its streams start.
-    tokio::task::yield_now().await;
-    while let Some(peer) = peer.upgrade() {
-        let connected = connect(&peers, &peer).await;
-        drop(peer);
+    while !queue.is_closed() {
+        let connected = connect(&peers, &place).await;
         match connected {
             Ok((frames, answers)) => {
                 backoff = BACKOFF.0;
@@ -166,9 +163,9 @@ async fn run(
 
 async fn connect(
     peers: &Arc<Peers>,
-    peer: &Peer,
+    place: &Place,
 ) -> Result<(mpsc::Sender<LinkFrame>, tonic::Streaming<LinkFrame>), String> {
-    let channel = peer.dial(peers.dialer())?;
+    let channel = place.dial(peers.dialer())?;
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -178,7 +175,7 @@ async fn connect(
         shard_id: 0,
         incarnation: 0,
         kind: MessageKind::Hello.number(),
-        content: peers.hello(peer.node_id()).encode_to_vec().into(),
+        content: peers.hello(place.node_id).encode_to_vec().into(),
     };
     frames.try_send(LinkFrame { messages: vec![hello] }).map_err(|error| error.to_string())?;
     let open = async {
