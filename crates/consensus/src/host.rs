@@ -183,8 +183,8 @@ impl Host {
         host.learn_addresses();
         host.open_known_replicas().await?;
         host.spawn(|host| host.reconcile_forever());
-        host.spawn(|host| membership::keep(host));
-        host.spawn(|host| upkeep::keep(host));
+        host.spawn(membership::keep);
+        host.spawn(upkeep::keep);
         host.spawn(move |host| host.found_and_announce(start.found));
         Ok(host)
     }

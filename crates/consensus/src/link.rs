@@ -229,10 +229,10 @@ impl Peer {
         dial: &dyn Dial,
     ) -> Result<Channel, String> {
         let address = self.place.address.load();
-        if let Some((made_for, channel)) = &*slot.read() {
-            if *made_for == **address {
-                return Ok(channel.clone());
-            }
+        if let Some((made_for, channel)) = &*slot.read()
+            && *made_for == **address
+        {
+            return Ok(channel.clone());
         }
         let channel = self.place.dial(dial)?;
         *slot.write() = Some((String::clone(&address), channel.clone()));

@@ -94,6 +94,9 @@ pub struct ReplicaStatus {
     pub matched: Vec<(ReplicaId, Option<u64>)>,
 }
 
+/// Called with each row of a scan; says whether to go on.
+type VisitRow<'a> = dyn FnMut(row::RowKey, &[u8]) -> Result<ControlFlow<()>, StateError> + 'a;
+
 /// One replica on this node.
 pub struct Replica {
     group: GroupId,
@@ -644,11 +647,7 @@ impl Replica {
         })
     }
 
-    fn scan_rows(
-        &self,
-        range: KeyRange,
-        visit: &mut dyn FnMut(row::RowKey, &[u8]) -> Result<ControlFlow<()>, StateError>,
-    ) -> Result<(), StateError> {
+    fn scan_rows(&self, range: KeyRange, visit: &mut VisitRow<'_>) -> Result<(), StateError> {
         let range = range.intersect(&self.shared.shard.load().descriptor.range);
         if range.is_empty() {
             return Ok(());

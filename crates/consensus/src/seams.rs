@@ -38,6 +38,9 @@ pub struct Seams {
 pub trait Dial: Send + Sync + 'static {
     /// Opens a channel from this node to a peer at the address that it announced (`host:port`).
     /// Connects lazily; must not block.
+    ///
+    /// # Errors
+    /// If the address is none.
     fn channel(&self, peer: NodeId, announced: &str) -> Result<tonic::transport::Channel, String>;
 }
 

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use anchorhold_model::catalog::CatalogState;
 use anchorhold_model::{ShardId, ShardState};
-use anchorhold_storage::snapshot::{SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotWriter};
+use anchorhold_storage::snapshot::{
+    SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotRow, SnapshotWriter,
+};
 use anchorhold_storage::{Batch, StateError, StateStore};
 use openraft::RaftSnapshotBuilder;
 use serde::{Deserialize, Serialize};
@@ -68,10 +70,7 @@ impl Cut {
     }
 
     /// Copies the next chunk: rows as they were at the cut. Empty at the end.
-    fn next_chunk(
-        &mut self,
-        state: &dyn StateStore,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    fn next_chunk(&mut self, state: &dyn StateStore) -> Result<Vec<SnapshotRow>, StateError> {
         let mut rows = BTreeMap::new();
         while rows.is_empty() && self.cursor < self.end {
             state.scan(&self.cursor[..]..&self.end[..], &mut |key, value| {

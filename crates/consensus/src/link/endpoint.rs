@@ -129,12 +129,11 @@ async fn hand_on_append(
         tokio::spawn(run_session(replica.raft().clone(), queue, answers.clone()));
         sessions.insert(group, Session { number: append.session, requests });
     }
-    if let Some(session) = sessions.get(&group) {
-        if let Err(mpsc::error::SendError((question, _))) =
+    if let Some(session) = sessions.get(&group)
+        && let Err(mpsc::error::SendError((question, _))) =
             session.requests.send((question, append.request)).await
-        {
-            drop(answers.try_send(refusal(&question, "the session has ended")));
-        }
+    {
+        drop(answers.try_send(refusal(&question, "the session has ended")));
     }
 }
 
@@ -196,9 +195,10 @@ async fn answer_question(
                 wire::decode("a vote", &message.content).map_err(|e| e.to_string())?;
             addressed(vote.to)?;
             let raft = replica.raft();
-            let response = match kind {
-                MessageKind::PreVote => raft.pre_vote(vote.request()).await,
-                _ => raft.vote(vote.request()).await,
+            let response = if kind == MessageKind::PreVote {
+                raft.pre_vote(vote.request()).await
+            } else {
+                raft.vote(vote.request()).await
             };
             let response = response.map_err(|error| error.to_string())?;
             Ok(wire::encode(&VoteAnswer::from(&response)))
