@@ -33,8 +33,8 @@ pub struct TestCluster {
     processes: ProcessCluster,
     nodes: Vec<NodeState>,
     admin_key: String,
-    _directory: Option<tempfile::TempDir>,
-    _permit: Option<SemaphorePermit<'static>>,
+    directory: Option<tempfile::TempDir>,
+    permit: Option<SemaphorePermit<'static>>,
 }
 
 /// An account, and the key that opens it.
@@ -57,8 +57,10 @@ impl TestCluster {
     pub async fn start(config: &str) -> anyhow::Result<Self> {
         let permit = BREAKABLE.acquire().await?;
         let directory = tempfile::tempdir()?;
-        let cluster = Self::start_in(directory.path(), config).await?;
-        Ok(Self { _directory: Some(directory), _permit: Some(permit), ..cluster })
+        let mut cluster = Self::start_in(directory.path(), config).await?;
+        cluster.directory = Some(directory);
+        cluster.permit = Some(permit);
+        Ok(cluster)
     }
 
     /// As [`Self::start`], in a directory that the caller keeps, beside any other cluster.
@@ -86,7 +88,7 @@ impl TestCluster {
         let processes = ProcessCluster::start(launch, |_| {}).await?;
         let nodes = processes.state()?.nodes;
         let admin_key = processes.admin_key()?;
-        Ok(Self { processes, nodes, admin_key, _directory: None, _permit: None })
+        Ok(Self { processes, nodes, admin_key, directory: None, permit: None })
     }
 
     /// The nodes, in a fixed order.
@@ -220,6 +222,17 @@ impl TestCluster {
     /// Where the cluster keeps everything.
     pub fn data_dir(&self) -> PathBuf {
         self.processes.data_dir().to_path_buf()
+    }
+}
+
+/// A test that failed leaves its cluster's files behind, for whoever has to find out why.
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(directory) = self.directory.take()
+        {
+            eprintln!("the nodes' logs and data are kept in {}", directory.keep().display());
+        }
     }
 }
 

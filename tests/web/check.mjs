@@ -2,7 +2,7 @@
 // it. The cluster is described by the JSON file that ANCHORHOLD_TEST_CLUSTER names (see
 // tests/src/bin/test-cluster.rs). Closes with "N passed, M failed".
 import { readFile } from "node:fs/promises";
-import { createServer } from "node:http";
+import { createServer, request as forward } from "node:http";
 import { randomUUID } from "node:crypto";
 import { strict as assert } from "node:assert";
 import { existsSync } from "node:fs";
@@ -10,7 +10,6 @@ import { build } from "esbuild";
 import { chromium } from "playwright-core";
 
 const cluster = JSON.parse(await readFile(process.env.ANCHORHOLD_TEST_CLUSTER, "utf8"));
-const endpoints = cluster.nodes.map((node) => `http://${node.client}`);
 const browserPath =
   process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 
@@ -21,13 +20,29 @@ const files = {
   "/": ["text/html", await readFile("src/index.html")],
   "/page.js": ["text/javascript", Buffer.from(bundle.outputFiles[0].contents)],
 };
+// The page's own origin passes /node/N/... on to node N untouched, as a reverse proxy would: nodes
+// send no CORS headers.
 const server = createServer((request, response) => {
+  const [, number, path] = request.url.match(/^\/node\/(\d)(\/.*)$/) ?? [];
+  if (number) {
+    const [host, port] = cluster.nodes[number].client.split(":");
+    const options = { host, port, path, method: request.method, headers: request.headers };
+    const onward = forward(options, (reply) => {
+      response.writeHead(reply.statusCode, reply.headers);
+      reply.pipe(response);
+    });
+    onward.on("error", () => response.destroy());
+    request.pipe(onward);
+    return;
+  }
   const file = files[new URL(request.url, "http://localhost").pathname];
   response.writeHead(file ? 200 : 404, { "content-type": file?.[0] ?? "text/plain" });
   response.end(file?.[1] ?? "not found");
 });
 await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
 const origin = `http://127.0.0.1:${server.address().port}`;
+
+const endpoints = cluster.nodes.map((_, number) => `${origin}/node/${number}`);
 
 const browser = await chromium.launch({
   executablePath: browserPath,

@@ -13,6 +13,7 @@ use clap_complete::Shell;
 mod account;
 mod anchor;
 mod bench;
+mod chaos;
 mod context;
 mod demo;
 mod exit;
@@ -60,6 +61,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Measure writes, reads and searches
     Bench(bench::BenchArgs),
+    /// Break a cluster on purpose, and check that nothing was lost
+    Chaos(chaos::ChaosArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -95,6 +98,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Import(args) => import::run(args).await,
         Command::Export(args) => export::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Chaos(args) => chaos::run(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

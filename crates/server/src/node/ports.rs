@@ -78,10 +78,17 @@ async fn serve_clients(
         };
     }
     let streams_max = u32::try_from(config.limits.connection_requests_max).unwrap_or(u32::MAX);
+    // Named one by one: the descriptors hold the peer service too, which is not served here.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(anchorhold_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(AnchorServiceServer::<Anchors>::NAME)
+            .with_service_name(LocateServiceServer::<Locates>::NAME)
+            .with_service_name(RoutingServiceServer::<Routing>::NAME)
+            .with_service_name(AccountServiceServer::<Accounts>::NAME)
+            .with_service_name(ClusterServiceServer::<Cluster>::NAME)
+            .with_service_name("grpc.health.v1.Health")
     };
     let (v1, v1alpha) = match (reflection().build_v1(), reflection().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => (Some(v1), Some(v1alpha)),

@@ -1,0 +1,100 @@
+//! `anchorhold chaos`: breaks a cluster of its own, under load, and says what was lost.
+
+use anchorhold_chaos::failover::{self, FailoverConfig, FailoverReport, Round};
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Format};
+
+/// Flags of `chaos`.
+#[derive(Args, Debug)]
+pub(crate) struct ChaosArgs {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Subcommand, Debug)]
+enum Scenario {
+    /// Kill the node that leads most shards, over and over, while clients write
+    ///
+    /// Starts three zones as real processes in a temporary directory. Fails if an acknowledged
+    /// write cannot be read back.
+    Failover(FailoverArgs),
+}
+
+/// Flags of `chaos failover`.
+#[derive(Args, Debug)]
+struct FailoverArgs {
+    /// Kills
+    #[arg(long, default_value_t = 20)]
+    rounds: u32,
+    /// Clients that write at the same time
+    #[arg(long, default_value_t = 6)]
+    clients: u32,
+    /// Shards that they write to
+    #[arg(long, default_value_t = 6)]
+    shards: u32,
+    /// Everything random follows from it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Form of the report
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Runs a scenario.
+///
+/// # Errors
+/// If it cannot be run to its end, or a write was lost.
+pub(crate) async fn run(args: ChaosArgs) -> anyhow::Result<()> {
+    let Scenario::Failover(args) = args.scenario;
+    let config = FailoverConfig {
+        binary: std::env::current_exe().context("cannot find this binary")?,
+        rounds: args.rounds,
+        clients: args.clients,
+        shards: args.shards,
+        seed: args.seed,
+        node_arguments: Vec::new(),
+    };
+    let progress = |round: &Round| {
+        let Round { number, killed, worst_client_gap_ms, .. } = round;
+        eprintln!("round {number}: killed {killed}, longest wait {worst_client_gap_ms} ms");
+    };
+    let report = failover::run(&config, progress).await?;
+    output::print(args.output, &report, || render(&report))?;
+    if report.lost != 0 {
+        let problem = format!("{} acknowledged writes were lost", report.lost);
+        return Err(Failure::new(Exit::Failed, problem, "").into());
+    }
+    Ok(())
+}
+
+fn render(report: &FailoverReport) -> String {
+    let header =
+        ["ROUND", "KILLED", "SHARDS LED", "CLIENT GAP", "GLOBAL GAP", "ACKNOWLEDGED", "RECOVERY"];
+    let rows = report.rounds.iter().map(|round| {
+        [
+            round.number.to_string(),
+            round.killed.clone(),
+            round.shards_led.to_string(),
+            format!("{} ms", round.worst_client_gap_ms),
+            format!("{} ms", round.global_gap_ms),
+            round.acknowledged.to_string(),
+            format!("{} ms", round.recovery_ms),
+        ]
+    });
+    let facts = [
+        (
+            "longest wait of a client",
+            format!(
+                "median {} ms, max {} ms",
+                report.worst_client_gap_ms_median, report.worst_client_gap_ms_max
+            ),
+        ),
+        ("acknowledged writes", report.acknowledged.to_string()),
+        ("lost", report.lost.to_string()),
+        ("seed", report.seed.to_string()),
+    ];
+    format!("{}\n\n{}", output::table(header, rows), output::facts(&facts))
+}
