@@ -57,7 +57,7 @@ impl Default for ConsensusConfig {
             election_timeout_ms_max: 750,
             entry_commands_max: 4_096,
             entry_bytes_max: 1 << 20,
-            entries_in_flight_max: 2,
+            entries_in_flight_max: 1,
             shard_bytes_in_flight_max: 32 << 20,
             node_bytes_in_flight_max: 256 << 20,
             link_messages_max: 16_384,
