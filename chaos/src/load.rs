@@ -53,7 +53,14 @@ impl Load {
                 count: count.clone(),
                 writes: 0,
             };
-            tokio::spawn(writer.run(stop.clone()))
+            let running = writer.run(stop.clone());
+            tokio::spawn(async move {
+                let ended = running.await;
+                if let Err(error) = &ended {
+                    eprintln!("client {number} has given up: {error:#}");
+                }
+                ended
+            })
         };
         Self { tasks: (0..clients).map(start).collect(), acks, stop: stop.clone() }
     }
