@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anchorhold_consensus::Identity;
+use anchorhold_model::NodeId;
 use sha2::{Digest, Sha256};
 
 /// A locked data directory.
@@ -105,6 +106,24 @@ impl DataDir {
         Ok(fresh)
     }
 
+    /// Where the other nodes were last known to be. A hint only: one that cannot be read is none.
+    pub fn peers(&self) -> Vec<(NodeId, String)> {
+        self.read(PEERS_FILE)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "the addresses of the other nodes are forgotten");
+                None
+            })
+            .unwrap_or_default()
+    }
+
+    /// Writes where the other nodes are.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`] if the disk fails; the old addresses are then still there.
+    pub fn set_peers(&self, peers: &[(NodeId, String)]) -> Result<(), DataDirError> {
+        self.write(PEERS_FILE, &peers)
+    }
+
     fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, DataDirError> {
         let path = self.path.join(name);
         let text = match fs::read_to_string(&path) {
@@ -140,6 +159,7 @@ impl DataDir {
 
 const IDENTITY_FILE: &str = "identity";
 const INSTANCE_FILE: &str = "instance";
+const PEERS_FILE: &str = "peers";
 
 fn checksum(content: &str) -> String {
     let digest: [u8; 32] = Sha256::digest(content.as_bytes()).into();

@@ -8,7 +8,7 @@ mod ports;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anchorhold_consensus::{
@@ -17,6 +17,7 @@ use anchorhold_consensus::{
 };
 use anchorhold_localization::ForestConfig;
 use anchorhold_model::NodeId;
+use anchorhold_model::catalog::CatalogState;
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{LogStore, StateError, StateStore};
 use parking_lot::Mutex;
@@ -138,7 +139,7 @@ pub struct Node {
     /// The peer port, and what runs in the background.
     upkeep: Mutex<Vec<JoinHandle<()>>>,
     /// Unlocks the directory last.
-    _data_dir: DataDir,
+    _data_dir: Arc<DataDir>,
 }
 
 /// How long open calls may take to finish when the node stops.
@@ -163,7 +164,7 @@ impl Node {
     pub async fn build(config: NodeConfig, seams: NodeSeams) -> Result<Self, NodeError> {
         config.validate()?;
         let mut random = StdRng::from_seed(seams.seed);
-        let data_dir = DataDir::open(&config.data_dir)?;
+        let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
         let stores = seams.open.open(&config.data_dir)?;
         let bound = bind(&config).await?;
         let addresses = bound.addresses(&config)?;
@@ -208,6 +209,7 @@ impl Node {
         let upkeep = vec![
             tokio::spawn(ports::serve_peers(Arc::clone(&core), peer)),
             tokio::spawn(Arc::clone(&core).follow_catalog()),
+            tokio::spawn(remember_peers(core.host.catalog(), Arc::downgrade(&data_dir))),
             tokio::spawn(Arc::clone(&core).sweep_forever()),
         ];
         tracing::info!(
@@ -331,7 +333,7 @@ async fn identify(
     random: &mut StdRng,
 ) -> Result<(Identity, Vec<(NodeId, String)>), NodeError> {
     if let Some(identity) = data_dir.identity()? {
-        return Ok((identity, Vec::new()));
+        return Ok((identity, data_dir.peers()));
     }
     let instance = data_dir.instance(random.random())?;
     let (identity, peers) = if config.bootstrap.is_some() {
@@ -343,6 +345,31 @@ async fn identify(
     };
     data_dir.set_identity(&identity)?;
     Ok((identity, peers))
+}
+
+/// Keeps the addresses of the catalog's nodes on disk too. The catalog itself may have to be rebuilt
+/// from the log, which takes a leader, which takes knowing where the others are.
+async fn remember_peers(mut catalog: watch::Receiver<Arc<CatalogState>>, data_dir: Weak<DataDir>) {
+    let mut written = Vec::new();
+    loop {
+        let peers: Vec<(NodeId, String)> = {
+            let state = catalog.borrow_and_update();
+            state.nodes.values().map(|node| (node.node_id, node.peer_address.clone())).collect()
+        };
+        if !peers.is_empty() && peers != written {
+            let Some(data_dir) = data_dir.upgrade() else { return };
+            let hints = peers.clone();
+            let done = tokio::task::spawn_blocking(move || data_dir.set_peers(&hints)).await;
+            match done {
+                Ok(Ok(())) => written = peers,
+                Ok(Err(error)) => tracing::warn!(%error, "the other nodes' addresses are not kept"),
+                Err(_) => return,
+            }
+        }
+        if catalog.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn join_cluster(
