@@ -73,6 +73,9 @@ pub enum Write {
     },
     /// Let shard time move on to the stamp's, so that due expiries take effect.
     Tick,
+    /// Take no write any more, if the shard is empty: another layout is to take its place. Nothing
+    /// undoes this but that layout.
+    Retire,
     /// Erase rows that are due: anchors whose expiry lies a grace back, and old dedup entries.
     /// Each is checked again when applied; one that is not due is left alone.
     Sweep {
@@ -103,6 +106,8 @@ pub enum Outcome {
     },
     /// Shard time moved on.
     Ticked,
+    /// The shard takes no write any more.
+    Retired,
     /// Rows were erased.
     Swept {
         /// Anchors erased.
@@ -137,6 +142,13 @@ pub enum Rejection {
     OperationsFull {
         /// How many are kept.
         operations: u64,
+    },
+    /// The shard was retired: the account is being laid out anew, retry soon.
+    Retired,
+    /// The shard holds anchors and cannot be retired.
+    NotEmpty {
+        /// How many.
+        anchors: u64,
     },
     /// The new pose is farther from the home cell than an anchor may drift.
     DriftTooFar {

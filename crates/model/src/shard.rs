@@ -87,6 +87,8 @@ pub struct ShardState {
     pub bytes: u64,
     /// Dedup entries stored.
     pub operations: u64,
+    /// Whether it takes no write any more, because another layout is to take its place.
+    pub retired: bool,
 }
 
 /// Bits of an id's counter.
@@ -247,6 +249,7 @@ impl ShardState {
             anchors: 0,
             bytes: 0,
             operations: 0,
+            retired: false,
         }
     }
 }

@@ -264,6 +264,7 @@ pub(crate) fn any_write() -> impl Strategy<Value = Write> {
         }),
         2 => (any_id(), any_version()).prop_map(|(id, if_version)| Write::Delete { id, if_version }),
         1 => Just(Write::Tick),
+        1 => Just(Write::Retire),
         2 => (ids, operations)
             .prop_map(|(anchors, operations)| Write::Sweep { anchors, operations }),
     ]

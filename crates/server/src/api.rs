@@ -297,6 +297,19 @@ pub fn refused(rejection: &Rejection) -> Failure {
             Failure::new(Reason::OperationsFull, "the shard remembers as many requests as it may")
                 .retry_after(Duration::from_secs(30))
         }
+        // Try again soon.
+        Rejection::Retired => Failure::new(
+            Reason::ShardUnavailable,
+            "the account is being laid out anew; nothing was written",
+        )
+        .retry_after(Duration::from_millis(200)),
+        // Import into another account, or without a new layout.
+        Rejection::NotEmpty { anchors } => Failure::new(
+            Reason::AccountNotEmpty,
+            format!(
+                "a shard of the account holds {anchors} anchors: only an empty one can be laid out"
+            ),
+        ),
         // Create a new anchor instead.
         Rejection::DriftTooFar { distance_m } => Failure::new(
             Reason::DriftTooFar,

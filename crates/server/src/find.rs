@@ -331,6 +331,6 @@ fn size(write: &Write) -> usize {
             let properties = properties.map(|(key, value)| key.len() + value.len());
             FIXED + properties.sum::<usize>()
         }
-        Write::Delete { .. } | Write::Tick | Write::Sweep { .. } => FIXED,
+        Write::Delete { .. } | Write::Tick | Write::Retire | Write::Sweep { .. } => FIXED,
     }
 }

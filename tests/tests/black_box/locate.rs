@@ -281,7 +281,7 @@ async fn ids_in(
     let mut page_token = String::new();
     loop {
         let request = v1::ListAnchorsRequest {
-            region: Some(region.clone()),
+            region: Some(region),
             page_size: 300,
             page_token,
             ..Default::default()

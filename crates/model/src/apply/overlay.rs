@@ -27,6 +27,10 @@ impl<'a, R: Records> Overlay<'a, R> {
         self.changes.shard.shard_time = self.changes.shard.shard_time.max(time);
     }
 
+    pub(super) fn set_retired(&mut self) {
+        self.changes.shard.retired = true;
+    }
+
     /// Counts one more change, and names it.
     pub(super) fn next_version(&mut self) -> Version {
         let shard = &mut self.changes.shard;

@@ -19,6 +19,24 @@ fn pose(pose: Pose) -> AnchorPatch {
     AnchorPatch { pose: Some(pose), ..AnchorPatch::default() }
 }
 
+#[test]
+fn a_retired_shard_takes_no_write_but_answers_retries() {
+    let mut shard = MemoryShard::new();
+    let kept = create(0);
+    let first = shard.run(100, 1, kept.clone());
+    assert_eq!(
+        shard.run(100, 2, Write::Retire),
+        Outcome::Rejected(Rejection::NotEmpty { anchors: 1 })
+    );
+    shard.run(100, 3, delete(0));
+    assert_eq!(shard.run(100, 4, Write::Retire), Outcome::Retired);
+    assert_eq!(shard.run(100, 5, Write::Retire), Outcome::Retired);
+    let late = shard.run(100, 6, create(2));
+    assert_eq!(late, Outcome::Rejected(Rejection::Retired));
+    assert_eq!(revision(&shard.run(100, 1, kept)), revision(&first));
+    assert!(shard.state.retired);
+}
+
 fn expiry(expire_time: Option<u64>) -> AnchorPatch {
     AnchorPatch { expire_time: Some(expire_time.map(Timestamp)), ..AnchorPatch::default() }
 }
@@ -26,7 +44,9 @@ fn expiry(expire_time: Option<u64>) -> AnchorPatch {
 fn revision(outcome: &Outcome) -> u64 {
     match outcome {
         Outcome::Written { version, .. } | Outcome::Deleted { version } => version.revision,
-        Outcome::Ticked | Outcome::Swept { .. } | Outcome::Rejected(_) => panic!("{outcome:?}"),
+        Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => {
+            panic!("{outcome:?}")
+        }
     }
 }
 
@@ -359,7 +379,7 @@ proptest! {
         let first = shard.run(start, 1000, write.clone());
         let version = match &first {
             Outcome::Written { version, .. } | Outcome::Deleted { version } => *version,
-            Outcome::Ticked | Outcome::Swept { .. } | Outcome::Rejected(_) => return Ok(()),
+            Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => return Ok(()),
         };
         for entry in &between {
             // Whatever happens within the time for which operations are kept.
@@ -376,7 +396,7 @@ proptest! {
             Outcome::Written { version: again, .. } | Outcome::Deleted { version: again } => {
                 prop_assert_eq!(again, version);
             }
-            Outcome::Ticked | Outcome::Swept { .. } | Outcome::Rejected(_) => {
+            Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => {
                 prop_assert!(false, "{retried:?} after {first:?}");
             }
         }

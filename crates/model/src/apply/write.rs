@@ -19,6 +19,7 @@ impl<R: Records> Overlay<'_, R> {
             Write::Update { id, .. } | Write::Delete { id, .. } => self.run_keyed(command, *id),
             // Time has moved on already, whoever asked for it.
             Write::Tick => Ok(Outcome::Ticked),
+            Write::Retire => Ok(self.retire(command)),
             Write::Sweep { anchors, operations } => self.sweep(anchors, operations),
         }
     }
@@ -34,6 +35,9 @@ impl<R: Records> Overlay<'_, R> {
         if let Some(record) = self.operation(id, command.operation)? {
             return self.repeat(id, &record, write_digest);
         }
+        if self.shard().retired {
+            return Ok(Outcome::Rejected(Rejection::Retired));
+        }
         let operations = self.shard().operations;
         if self.operations_max <= operations {
             return Ok(Outcome::Rejected(Rejection::OperationsFull { operations }));
@@ -42,7 +46,7 @@ impl<R: Records> Overlay<'_, R> {
             Write::Create(anchor) => self.create(anchor)?,
             Write::Update { id, patch, if_version } => self.update(*id, patch, *if_version)?,
             Write::Delete { id, if_version } => self.delete(*id, *if_version)?,
-            Write::Tick | Write::Sweep { .. } => Ok(Outcome::Ticked),
+            Write::Tick | Write::Retire | Write::Sweep { .. } => Ok(Outcome::Ticked),
         };
         match effect {
             Ok(outcome) => {
@@ -54,6 +58,21 @@ impl<R: Records> Overlay<'_, R> {
             }
             Err(rejection) => Ok(Outcome::Rejected(rejection)),
         }
+    }
+
+    /// Closes an empty shard for good. Decided here, in the log's order: whatever was written
+    /// before keeps the shard open, whatever comes after is refused.
+    fn retire(&mut self, command: &Command) -> Outcome {
+        let shard = self.shard();
+        if !command.epoch.routes_to(shard.descriptor.epoch) {
+            let descriptor = Box::new(shard.descriptor.clone());
+            return Outcome::Rejected(Rejection::StaleEpoch { descriptor });
+        }
+        if 0 < shard.anchors {
+            return Outcome::Rejected(Rejection::NotEmpty { anchors: shard.anchors });
+        }
+        self.set_retired();
+        Outcome::Retired
     }
 
     /// Answers an operation that has taken effect before.
@@ -73,6 +92,7 @@ impl<R: Records> Overlay<'_, R> {
             }
             outcome @ (Outcome::Deleted { .. }
             | Outcome::Ticked
+            | Outcome::Retired
             | Outcome::Swept { .. }
             | Outcome::Rejected(_)) => outcome.clone(),
         })
@@ -187,6 +207,7 @@ fn without_anchor(outcome: &Outcome) -> Outcome {
         }
         Outcome::Deleted { .. }
         | Outcome::Ticked
+        | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::Rejected(_) => outcome.clone(),
     }

@@ -3,6 +3,7 @@
 //! A secret is made here, shown once, and kept as a hash by the catalog. A retry of a request that
 //! has succeeded is known by the catalog's memory of request ids; it cannot show the secret again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anchorhold_consensus::ProposeError;
@@ -10,7 +11,10 @@ use anchorhold_model::catalog::{
     AccountRecord, ApiKey, CatalogCommand, CatalogOutcome, CatalogRejection, CatalogState,
     ClassRecord, DEFAULT_CLASS,
 };
-use anchorhold_model::{AccountNumber, Key, KeyRange, RequestId, Timestamp};
+use anchorhold_model::{
+    AccountNumber, Command, Key, KeyRange, OperationId, Outcome, RequestId, ShardDescriptor,
+    Timestamp, Write,
+};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::account_service_server::AccountService;
 use anchorhold_proto::convert::{key_from_wire, request_id_from_wire, time_to_wire};
@@ -21,6 +25,7 @@ use tonic::{Request, Response, Status};
 use super::{Call, Door};
 use crate::authorize::{Audience, account_digest, account_key};
 use crate::layout;
+use crate::request::{ShardReply, ShardRequest};
 
 /// The service.
 #[derive(Clone)]
@@ -279,6 +284,9 @@ async fn lay_out(
         return Err(Failure::new(Reason::AccountNotEmpty, message));
     }
     let placements = placements(&catalog, class, cuts.len() + 1)?;
+    for shard in &current {
+        retire(&call, shard).await?;
+    }
     let replaces = current.iter().map(|shard| (shard.shard_id, shard.epoch)).collect();
     let command = CatalogCommand::LayOut { request_id, account, replaces, cuts, placements };
     let CatalogOutcome::LaidOut { shards } = propose(&call, command).await? else {
@@ -287,6 +295,28 @@ async fn lay_out(
     shown(&call, |catalog| shards.iter().all(|id| catalog.shards.contains_key(id))).await;
     led(&call, account).await;
     Ok(laid_out(&shards))
+}
+
+/// Closes an empty shard to writes before its layout is replaced: without this, a write that is
+/// acknowledged meanwhile would be lost with the shard. If the node ends after it, the shard stays
+/// closed until the account is laid out again.
+async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<(), Failure> {
+    let operation = OperationId { request_id: RequestId(call.core.random()), item: 0 };
+    let command = Command { operation, epoch: shard.epoch, write: Write::Retire };
+    let request = ShardRequest::Write { commands: vec![command] };
+    let shard = Arc::new(shard.clone());
+    let reply = call.core.ask(&shard, request, &call.deadline).await;
+    match reply.map_err(|error| call.core.failure(&error, None))? {
+        ShardReply::Written { outcomes, .. } => match outcomes.first() {
+            Some(Outcome::Retired) => Ok(()),
+            Some(Outcome::Rejected(rejection)) => Err(super::refused(rejection)),
+            Some(_) | None => Err(unexpected()),
+        },
+        ShardReply::Ticked
+        | ShardReply::Got { .. }
+        | ShardReply::Listed { .. }
+        | ShardReply::Found { .. } => Err(unexpected()),
+    }
 }
 
 fn laid_out(shards: &[anchorhold_model::ShardId]) -> wire::LayOutAccountResponse {

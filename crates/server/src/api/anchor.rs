@@ -197,7 +197,9 @@ fn created(id: Key, outcome: Result<Outcome, Failure>) -> Result<v1::Anchor, Fai
             ..v1::Anchor::default()
         }),
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
-        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Swept { .. } => Err(lost()),
+        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
+            Err(lost())
+        }
     }
 }
 
@@ -254,7 +256,9 @@ async fn update(
     let anchor = match outcome {
         Outcome::Written { anchor, .. } => anchor.map(|anchor| anchor_to_wire(&anchor)),
         Outcome::Rejected(rejection) => return Err(refused(&rejection)),
-        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Swept { .. } => return Err(lost()),
+        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
+            return Err(lost());
+        }
     };
     Ok(v1::UpdateAnchorResponse {
         anchor,
@@ -279,7 +283,9 @@ async fn delete(
             session_token: session_token(&contributions),
         }),
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
-        Outcome::Written { .. } | Outcome::Ticked | Outcome::Swept { .. } => Err(lost()),
+        Outcome::Written { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
+            Err(lost())
+        }
     }
 }
 
