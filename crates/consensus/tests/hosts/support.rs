@@ -407,20 +407,14 @@ pub(crate) fn anchor(item: u64) -> Anchor {
 const FIRST_ACCOUNT: AccountNumber = AccountNumber(1);
 
 /// Polls until there is an answer; fails after [`PATIENCE`].
-#[track_caller]
-pub(crate) fn eventually<T>(
-    what: &'static str,
-    mut poll: impl FnMut() -> Option<T>,
-) -> impl Future<Output = T> {
-    async move {
-        let wait = async {
-            loop {
-                if let Some(answer) = poll() {
-                    return answer;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+pub(crate) async fn eventually<T>(what: &'static str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(answer) = poll() {
+                return answer;
             }
-        };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
-    }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
