@@ -74,7 +74,7 @@ struct PutArgs {
     /// z in the space, in meters
     #[arg(long, allow_negative_numbers = true, requires = "x")]
     z: Option<f64>,
-    /// Unit quaternion from the anchor's frame to east-north-up, such as [0,0,0,1]
+    /// Unit quaternion from the anchor's frame to east-north-up, such as `[0,0,0,1]`
     #[arg(long, value_name = "[X,Y,Z,W]")]
     orientation: Option<String>,
     /// Horizontal accuracy at 95 % in meters

@@ -3,7 +3,7 @@
 //!
 //! Which replicas a node has is what its snapshot files say: a replica is founded by writing a
 //! file without a position, and is gone when its last file is. The catalog says which ones it
-//! should have; [`membership`](crate::membership) and `reconcile` below bring the two together.
+//! should have; `membership` and `reconcile` below bring the two together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

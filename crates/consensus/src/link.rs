@@ -6,7 +6,7 @@
 //! or one that expected somebody else at this address, is refused.
 //!
 //! Frames carry messages of many groups: everything that waits goes out together. Idle heartbeats
-//! may wait up to [`HOLD`] so that those of all groups share a frame. Queues are bounded; when one
+//! may wait up to `HOLD` so that those of all groups share a frame. Queues are bounded; when one
 //! is full, or the link is down, a question fails at once.
 
 pub mod endpoint;
