@@ -363,7 +363,8 @@ impl Host {
 
     async fn open(&self, group: GroupId, replica_id: ReplicaId) -> Result<(), StateError> {
         let replica = Replica::open(&self.inner.parts, group, replica_id).await?;
-        self.inner.replicas.write().insert(ShardId(group.shard), replica);
+        self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
+        tokio::spawn(found_if_nobody_did(replica));
         Ok(())
     }
 
@@ -473,18 +474,7 @@ impl Host {
         let shard_id = descriptor.shard_id;
         let group = GroupId { shard: shard_id.0, incarnation: descriptor.epoch.incarnation };
         write_founding_file(&self.inner.parts, group, Some(ShardState::new(descriptor.clone())))?;
-        self.open(group, replica_id).await?;
-        let Some(replica) = self.replica(shard_id) else { return Ok(()) };
-        let preferred = descriptor.replicas.first().map(|first| first.replica_id);
-        let wait =
-            if preferred == Some(replica_id) { FOUND_PREFERRED_AFTER } else { FOUND_OTHERS_AFTER };
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            if !replica.raft().is_initialized().await.unwrap_or(true) {
-                replica.found().await;
-            }
-        });
-        Ok(())
+        self.open(group, replica_id).await
     }
 
     /// Removes a replica for good. Its file goes last: until then a restart does this again.
@@ -535,6 +525,17 @@ impl Host {
             }
         });
         self.inner.parts.seams.offload.spawn(checkpoint).await;
+    }
+}
+
+/// Founds a group that has no members yet: its preferred first leader does so at once, any other
+/// voter if that one does not. Done at every start, because a crash may have come before it.
+async fn found_if_nobody_did(replica: Arc<Replica>) {
+    let preferred = replica.state().descriptor.replicas.first().map(|first| first.replica_id);
+    let is_preferred = preferred == Some(replica.replica_id());
+    tokio::time::sleep(if is_preferred { FOUND_PREFERRED_AFTER } else { FOUND_OTHERS_AFTER }).await;
+    if !replica.raft().is_initialized().await.unwrap_or(true) {
+        replica.found().await;
     }
 }
 

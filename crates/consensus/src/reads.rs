@@ -17,6 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::seams::Clock;
 use crate::types::Raft;
 
+/// Longest round: a heartbeat takes far less, and who waits may ask again.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why a round confirmed nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum RoundFailure {
@@ -43,7 +46,8 @@ impl ReadRounds {
             let mut round = Vec::new();
             while 0 < queue.recv_many(&mut round, usize::MAX).await {
                 under_way.fetch_add(1, Ordering::Relaxed);
-                let result = run_round(&raft).await;
+                let result = tokio::time::timeout(ROUND_TIMEOUT, run_round(&raft)).await;
+                let result = result.unwrap_or(Err(RoundFailure::NoQuorum));
                 under_way.fetch_sub(1, Ordering::Relaxed);
                 for waiting in round.drain(..) {
                     drop(waiting.send(result.clone()));

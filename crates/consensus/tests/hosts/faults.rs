@@ -123,3 +123,21 @@ async fn a_clean_stop_hands_leadership_over_at_once() {
     assert!(term <= 3, "term {term}");
     tokio::time::timeout(Duration::from_secs(10), cluster.write(shard, 1)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_whose_nodes_crash_before_it_is_founded_is_founded_after_their_restart() {
+    let mut cluster = TestCluster::start(3).await;
+    let shard = cluster.create_account_unled("a", Vec::new()).await[0];
+    for node in &cluster.nodes {
+        eventually("the replica is there", || node.host().replica(shard)).await;
+    }
+    // The preferred first leader waits a little before it founds the group.
+    for number in 0..3 {
+        cluster.nodes[number].crash(true).await;
+    }
+    for number in 0..3 {
+        cluster.restart(number).await;
+    }
+    let id = cluster.write(shard, 1).await;
+    check_all(&cluster, shard, &[id]).await;
+}

@@ -317,6 +317,15 @@ impl TestCluster {
 
     /// Creates an account with shards on all nodes, and waits until each is led.
     pub(crate) async fn create_account(&self, name: &str, cuts: Vec<Key>) -> Vec<ShardId> {
+        let shards = self.create_account_unled(name, cuts).await;
+        for shard in &shards {
+            self.leader_of(*shard).await;
+        }
+        shards
+    }
+
+    /// Creates an account with shards on all nodes.
+    pub(crate) async fn create_account_unled(&self, name: &str, cuts: Vec<Key>) -> Vec<ShardId> {
         let nodes: Vec<NodeId> = self.nodes.iter().map(|node| node.identity.node_id).collect();
         let placements = (0..=cuts.len())
             .map(|shard| {
@@ -338,9 +347,6 @@ impl TestCluster {
         let CatalogOutcome::AccountCreated { shards, .. } = outcome else {
             panic!("not created: {outcome:?}");
         };
-        for shard in &shards {
-            self.leader_of(*shard).await;
-        }
         shards
     }
 
