@@ -16,10 +16,10 @@ fn naive_demand(notes: &[(KeyRange, Version)], asked: &KeyRange, incarnation: u3
     // Where notes overlap, an older incarnation is superseded key by key, so brute force asks
     // each key of the small domain.
     let (mut revision, mut is_earlier) = (0, false);
-    let last = asked.end.map_or(DOMAIN, |end| end.0 - 1).min(DOMAIN);
-    if seen.clone().next().is_none() {
+    if asked.is_empty() || seen.clone().next().is_none() {
         return Demand::Revision(0);
     }
+    let last = asked.end.map_or(DOMAIN, |end| end.0 - 1).min(DOMAIN);
     for key in asked.start.0..=last {
         let at_key = notes.iter().filter(|(range, _)| range.contains(Key(key)));
         let Some(newest) = at_key.map(|(_, version)| *version).max() else { continue };
