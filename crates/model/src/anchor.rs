@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anchorhold_geometry::{Ecef, GeoPoint, Orientation};
 use serde::{Deserialize, Serialize};
 
-use crate::{AnchorId, Timestamp};
+use crate::{AnchorId, OperationId, Timestamp};
 
 /// A frame of reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +77,9 @@ pub struct Anchor {
     pub quality: Option<f32>,
     /// Its current version.
     pub version: Version,
+    /// The operation that created it, while it is as it was created; set by `apply`. A retry of the
+    /// create is answered from here, so that most anchors need no dedup entry of their own.
+    pub created_by: Option<OperationId>,
 }
 
 /// What an update changes: `None` keeps, `Some` replaces.

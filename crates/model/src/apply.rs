@@ -7,7 +7,10 @@
 //! the outcome of its first try), room for one more dedup entry, then what the write itself asks
 //! for. A rejection is not kept: it changed nothing, so a retry is judged anew.
 //!
-//! Invariants: one operation has one effect while its dedup entry is kept; `revision` rises by one
+//! The operation of a create is kept in the anchor's own row while the anchor is as it was created,
+//! and becomes a dedup entry with the first change; all others become one at once.
+//!
+//! Invariants: one operation has one effect while it is kept; `revision` rises by one
 //! with each write that took effect, and with each sweep that erased an anchor; `anchors`, `bytes`
 //! and `operations` are those of the rows; an id is not given to another anchor while its row
 //! stands, expired or not.
@@ -30,8 +33,8 @@ pub const OPERATION_KEEP_MS: u64 = 15 * 60 * 1000;
 /// How long an expired anchor's row is kept, in milliseconds of shard time, so that a clock that
 /// jumped cannot destroy anything at once.
 pub const EXPIRED_KEEP_MS: u64 = 24 * 60 * 60 * 1000;
-/// Dedup entries kept by one shard, at most: beyond it writes are refused. Enough for 4,400 writes
-/// per second without end, and for more in bursts.
+/// Dedup entries kept by one shard, at most: beyond it changes and deletions are refused, creates
+/// need none. Enough for 4,400 per second without end, and for more in bursts.
 pub const OPERATIONS_MAX: u64 = 4_000_000;
 
 /// What a shard holds, read-only.
@@ -48,7 +51,7 @@ pub trait Records {
     /// If the store cannot be read.
     fn anchor(&self, id: AnchorId) -> Result<Option<Arc<Anchor>>, Self::Error>;
 
-    /// What a kept operation on this anchor did.
+    /// The dedup entry of an operation on this anchor, if one is stored.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -62,7 +65,8 @@ pub trait Records {
 /// What an operation did, kept under its anchor's key so that a retry gets the same answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OperationRecord {
-    /// Shard time when it was applied.
+    /// Shard time from which it is kept: when it was applied, or for a create when the anchor was
+    /// first changed.
     pub time: Timestamp,
     /// Digest of the write, to tell a retry from another write under the same id.
     pub write_digest: u64,

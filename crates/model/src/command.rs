@@ -53,7 +53,8 @@ pub struct Command {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Write {
-    /// Store a new anchor. `create_time`, `update_time` and `version` are set by `apply`.
+    /// Store a new anchor. `create_time`, `update_time`, `version` and `created_by` are set by
+    /// `apply`.
     Create(Box<Anchor>),
     /// Change an anchor's parts.
     Update {

@@ -174,6 +174,7 @@ pub(crate) fn anchor(number: u32) -> Anchor {
         creator: String::new(),
         quality: None,
         version: Version::default(),
+        created_by: None,
     }
 }
 

@@ -406,6 +406,7 @@ pub(crate) fn anchor(item: u64) -> Anchor {
         creator: String::new(),
         quality: None,
         version: Version::default(),
+        created_by: None,
     }
 }
 

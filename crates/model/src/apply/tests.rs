@@ -65,7 +65,7 @@ fn created_anchor_carries_shard_time_and_version() {
     assert_eq!((version, time), (Version { incarnation: 1, revision: 1 }, Timestamp(70)));
     assert_eq!((written.create_time, written.update_time), (Timestamp(70), Timestamp(70)));
     assert_eq!(shard.anchors[&anchor(1).id].as_ref(), written.as_ref());
-    assert_eq!((shard.state.anchors, shard.state.operations, shard.state.revision), (1, 1, 1));
+    assert_eq!((shard.state.anchors, shard.state.operations, shard.state.revision), (1, 0, 1));
 }
 
 #[test]
@@ -209,17 +209,21 @@ fn sweep_erases_a_day_after_expiry_and_forgets_after_a_quarter_of_an_hour() {
     short.expire_time = Some(Timestamp(100));
     shard.run(0, 1, Write::Create(Box::new(short)));
     shard.run(0, 2, create(2));
+    shard.run(0, 3, update(1, AnchorPatch::default(), None));
     let sweep = || Write::Sweep {
         anchors: vec![anchor(1).id, anchor(2).id, anchor(3).id],
-        operations: vec![(anchor(1).id, operation(1)), (anchor(2).id, operation(7))],
+        // A dedup entry, a create in its anchor's row, and one that never was.
+        operations: [(1, 3), (2, 2), (2, 7)]
+            .map(|(number, name)| (anchor(number).id, operation(name)))
+            .to_vec(),
     };
     let swept = |anchors, operations| Outcome::Swept { anchors, operations };
-    assert_eq!(shard.run(15 * MINUTE_MS - 1, 3, sweep()), swept(0, 0));
-    assert_eq!(shard.run(15 * MINUTE_MS, 3, sweep()), swept(0, 1));
-    assert_eq!(shard.state.revision, 2);
-    assert_eq!(shard.run(DAY_MS + 99, 3, sweep()), swept(0, 0));
-    assert_eq!(shard.run(DAY_MS + 100, 3, sweep()), swept(1, 0));
-    assert_eq!((shard.state.revision, shard.state.anchors, shard.state.operations), (3, 1, 1));
+    assert_eq!(shard.run(15 * MINUTE_MS - 1, 4, sweep()), swept(0, 0));
+    assert_eq!(shard.run(15 * MINUTE_MS, 4, sweep()), swept(0, 1));
+    assert_eq!(shard.state.revision, 3);
+    assert_eq!(shard.run(DAY_MS + 99, 4, sweep()), swept(0, 0));
+    assert_eq!(shard.run(DAY_MS + 100, 4, sweep()), swept(1, 0));
+    assert_eq!((shard.state.revision, shard.state.anchors, shard.state.operations), (4, 1, 1));
 }
 
 #[test]
@@ -268,25 +272,51 @@ fn pose_stays_in_its_space() {
 }
 
 #[test]
-fn full_dedup_refuses_new_writes_and_answers_retries() {
+fn full_dedup_refuses_changes_but_takes_creates_and_answers_retries() {
     let mut shard = MemoryShard::new();
     let mut run = |time, number: u32, write| {
         let epoch = shard.state.descriptor.epoch;
         let command = Command { operation: operation(number), epoch, write };
         let stamp = Stamp { time: Timestamp(time) };
         let entry = Entry { stamp, commands: vec![command] };
-        let (mut outcomes, changes) = apply_bounded(&shard, &entry, 2).unwrap();
+        let (mut outcomes, changes) = apply_bounded(&shard, &entry, 3).unwrap();
         shard.absorb(changes);
         outcomes.remove(0)
     };
-    run(1, 1, create(1));
-    run(1, 2, create(2));
-    assert_eq!(rejection(run(1, 3, create(3))), Rejection::OperationsFull { operations: 2 });
-    assert_eq!(revision(&run(2, 1, create(1))), 1);
-    let sweep = Write::Sweep { anchors: vec![], operations: vec![(anchor(1).id, operation(1))] };
-    let outcome = run(1 + OPERATION_KEEP_MS, 4, sweep);
+    let change = |number| update(number, AnchorPatch::default(), None);
+    (1..4).for_each(|number| assert_eq!(revision(&run(1, number, create(number))), number.into()));
+    assert_eq!(revision(&run(1, 5, change(1))), 4);
+    assert_eq!(rejection(run(1, 6, change(2))), Rejection::OperationsFull { operations: 2 });
+    assert_eq!(rejection(run(1, 6, delete(2))), Rejection::OperationsFull { operations: 2 });
+    assert_eq!(revision(&run(2, 5, change(1))), 4);
+    // Creates need no entry: they are taken, and their retries answered.
+    assert_eq!(revision(&run(2, 7, create(4))), 5);
+    assert_eq!(revision(&run(2, 7, create(4))), 5);
+    let sweep = Write::Sweep { anchors: vec![], operations: vec![(anchor(1).id, operation(5))] };
+    let outcome = run(1 + OPERATION_KEEP_MS, 8, sweep);
     assert_eq!(outcome, Outcome::Swept { anchors: 0, operations: 1 });
-    assert_eq!(revision(&run(1, 3, create(3))), 3);
+    // The create of anchor 2 lies too far back to be kept with its first change.
+    assert_eq!(revision(&run(1, 6, change(2))), 6);
+    assert_eq!(shard.state.operations, 2);
+}
+
+#[test]
+fn a_create_is_kept_in_its_anchors_row_until_the_first_change() {
+    let mut shard = MemoryShard::new();
+    shard.run(1, 1, create(1));
+    assert_eq!((shard.state.operations, shard.rows().len()), (0, 1));
+    // As late as it comes: the anchor is as it was created.
+    let late = shard.run(3 * DAY_MS, 1, create(1));
+    assert!(matches!(late, Outcome::Written { anchor: Some(_), time: Timestamp(1), .. }));
+    shard.run(3 * DAY_MS, 2, delete(1));
+    assert_eq!(shard.state.operations, 1);
+
+    shard.run(3 * DAY_MS, 3, create(2));
+    shard.run(3 * DAY_MS + 14 * MINUTE_MS, 4, delete(2));
+    assert_eq!(shard.state.operations, 3);
+    let retried = shard.run(3 * DAY_MS + 14 * MINUTE_MS, 3, create(2));
+    assert!(matches!(retried, Outcome::Written { anchor: None, .. }));
+    assert_eq!(rejection(shard.run(0, 3, delete(2))), Rejection::RequestIdReused);
 }
 
 /// Recounts what the shard's state says about its rows.

@@ -31,26 +31,30 @@ impl<R: Records> Overlay<'_, R> {
             let descriptor = Box::new(descriptor.clone());
             return Ok(Outcome::Rejected(Rejection::StaleEpoch { descriptor }));
         }
-        let write_digest = write_digest(&command.write);
-        if let Some(record) = self.operation(id, command.operation)? {
-            return self.repeat(id, &record, write_digest);
+        if let Some(record) = self.kept_operation(id, command.operation)? {
+            return self.repeat(id, &record, write_digest(&command.write));
         }
         if self.shard().retired {
             return Ok(Outcome::Rejected(Rejection::Retired));
         }
+        let is_create = matches!(command.write, Write::Create(_));
         let operations = self.shard().operations;
-        if self.operations_max <= operations {
+        // A change keeps its own entry and, the first time, its anchor's create.
+        if !is_create && self.operations_max < operations.saturating_add(2) {
             return Ok(Outcome::Rejected(Rejection::OperationsFull { operations }));
         }
         let effect = match &command.write {
-            Write::Create(anchor) => self.create(anchor)?,
+            Write::Create(anchor) => self.create(command.operation, anchor)?,
             Write::Update { id, patch, if_version } => self.update(*id, patch, *if_version)?,
             Write::Delete { id, if_version } => self.delete(*id, *if_version)?,
             Write::Tick | Write::Retire | Write::Sweep { .. } => Ok(Outcome::Ticked),
         };
         match effect {
+            // The anchor's row names its create.
+            Ok(outcome) if is_create => Ok(outcome),
             Ok(outcome) => {
                 let time = self.shard().shard_time;
+                let write_digest = write_digest(&command.write);
                 let kept =
                     OperationRecord { time, write_digest, outcome: without_anchor(&outcome) };
                 self.put_operation(id, command.operation, kept);
@@ -98,7 +102,31 @@ impl<R: Records> Overlay<'_, R> {
         })
     }
 
-    fn create(&mut self, anchor: &Anchor) -> Result<Effect, R::Error> {
+    /// What an operation on this anchor did, if that is still known.
+    fn kept_operation(
+        &self,
+        id: AnchorId,
+        operation: OperationId,
+    ) -> Result<Option<OperationRecord>, R::Error> {
+        if let Some(record) = self.operation(id, operation)? {
+            return Ok(Some(record));
+        }
+        let anchor = self.anchor(id)?.filter(|anchor| anchor.created_by == Some(operation));
+        Ok(anchor.map(|anchor| creation_record(&anchor)))
+    }
+
+    /// Keeps an anchor's create as a dedup entry, before the row that names it is changed. It is
+    /// kept from now on, not from when it was applied: so entries come in the order of their time.
+    fn keep_creation(&mut self, anchor: &Anchor) {
+        let Some(operation) = anchor.created_by else { return };
+        let record = creation_record(anchor);
+        let now = self.shard().shard_time;
+        if !is_operation_due(&record, now) {
+            self.put_operation(anchor.id, operation, OperationRecord { time: now, ..record });
+        }
+    }
+
+    fn create(&mut self, operation: OperationId, anchor: &Anchor) -> Result<Effect, R::Error> {
         let time = self.shard().shard_time;
         // An expired row counts as well: versions of one id must never go back.
         if self.anchor(anchor.id)?.is_some() {
@@ -110,7 +138,13 @@ impl<R: Records> Overlay<'_, R> {
             return Ok(Err(rejection));
         }
         let version = self.next_version();
-        let anchor = Anchor { create_time: time, update_time: time, version, ..anchor.clone() };
+        let anchor = Anchor {
+            create_time: time,
+            update_time: time,
+            version,
+            created_by: Some(operation),
+            ..anchor.clone()
+        };
         Ok(Ok(self.write(None, anchor)))
     }
 
@@ -129,10 +163,12 @@ impl<R: Records> Overlay<'_, R> {
         {
             return Ok(Err(rejection));
         }
+        self.keep_creation(&old);
         let version = self.next_version();
         let mut anchor = patched(&old, patch);
         anchor.update_time = self.shard().shard_time;
         anchor.version = version;
+        anchor.created_by = None;
         Ok(Ok(self.write(Some(&old), anchor)))
     }
 
@@ -150,6 +186,7 @@ impl<R: Records> Overlay<'_, R> {
         if let Err(rejection) = check_version(&old, if_version) {
             return Ok(Err(rejection));
         }
+        self.keep_creation(&old);
         let version = self.next_version();
         self.replace_anchor(id, Some(&old), None);
         Ok(Ok(Outcome::Deleted { version }))
@@ -183,21 +220,37 @@ impl<R: Records> Overlay<'_, R> {
     }
 }
 
-/// Digest of what the client asked for: without what `apply` sets, which a retry over another node
-/// may carry differently.
+/// What the create of an anchor did, read from the anchor as it was created.
+fn creation_record(anchor: &Anchor) -> OperationRecord {
+    let (version, time) = (anchor.version, anchor.create_time);
+    let outcome = Outcome::Written { version, time, anchor: None };
+    OperationRecord { time, write_digest: create_digest(anchor), outcome }
+}
+
+/// Digest of what the client asked for, to tell a retry from another write under its name.
 fn write_digest(write: &Write) -> u64 {
-    let Write::Create(anchor) = write else {
-        return digest::content_digest(write);
-    };
-    let unset = Timestamp(0);
-    let is_plain = (anchor.create_time, anchor.update_time, anchor.version)
-        == (unset, unset, Version::default());
-    if is_plain {
-        return digest::content_digest(write);
+    match write {
+        Write::Create(anchor) => create_digest(anchor),
+        Write::Update { .. }
+        | Write::Delete { .. }
+        | Write::Tick
+        | Write::Retire
+        | Write::Sweep { .. } => digest::content_digest(write),
     }
-    let mut anchor = anchor.clone();
-    (anchor.create_time, anchor.update_time, anchor.version) = (unset, unset, Version::default());
-    digest::content_digest(&Write::Create(anchor))
+}
+
+/// Digest of a create: without what `apply` sets, which a retry over another node may carry
+/// differently.
+fn create_digest(anchor: &Anchor) -> u64 {
+    let unset = Timestamp(0);
+    let as_asked = Anchor {
+        create_time: unset,
+        update_time: unset,
+        version: Version::default(),
+        created_by: None,
+        ..anchor.clone()
+    };
+    digest::content_digest(&Write::Create(Box::new(as_asked)))
 }
 
 fn without_anchor(outcome: &Outcome) -> Outcome {

@@ -74,7 +74,7 @@ proptest! {
 fn unknown_format_is_its_own_error() {
     let mut bytes = encode_anchor(&testing::anchor(1));
     bytes[0] = FORMAT_VERSION + 1;
-    assert!(matches!(decode_anchor(&bytes), Err(DecodeError::UnknownFormat { found: 2 })));
+    assert!(matches!(decode_anchor(&bytes), Err(DecodeError::UnknownFormat { found }) if found == FORMAT_VERSION + 1));
     assert!(matches!(decode_anchor(&[]), Err(DecodeError::Empty)));
 }
 
@@ -97,9 +97,9 @@ fn bytes_of_a_row_are_fixed() {
     ];
     expect![[r#"
         00000001c00080009c000bc83bf5ff4300
-        01c3fed7df83f982809c81808480380103fca9f1d24d62503f0000000000001c40000000000000f03f000000000000000000000000000000000000000000000000000000000000f03f000001046e616d6504646f6f720001ac02000000000000
+        02c3fed7df83f982809c81808480380103fca9f1d24d62503f0000000000001c40000000000000f03f000000000000000000000000000000000000000000000000000000000000f03f000001046e616d6504646f6f720001ac0200000000000000
         00000001c00080009c000bc83bf5ff43010000000000000000000000000000000000000002
-        010507010000"#]].assert_eq(&rows.join("\n"));
+        020507010000"#]].assert_eq(&rows.join("\n"));
 }
 
 #[test]

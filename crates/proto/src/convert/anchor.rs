@@ -83,6 +83,7 @@ impl AnchorDraft {
             creator: self.creator,
             quality: self.quality,
             version: Version::default(),
+        created_by: None,
         }
     }
 }

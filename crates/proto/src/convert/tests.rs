@@ -58,6 +58,7 @@ prop_compose! {
             creator: "a device".to_owned(),
             quality,
             version: Version { incarnation, revision },
+            created_by: None,
         }
     }
 }
