@@ -2,6 +2,7 @@
 //!
 //! * [`load`] writes through the SDK and notes every acknowledgement.
 //! * [`ledger`] knows what must be there, finds what is not, and measures how long clients waited.
+//! * [`run_directory`], [`events`] and [`clock`]: what is kept of a run, and its one clock.
 //! * [`failover`] kills the node that leads most shards, round after round.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
@@ -9,6 +10,9 @@
 //!
 //! Not here: starting and killing processes (`cluster`).
 
+pub mod clock;
+pub mod events;
+pub mod run_directory;
 pub mod failover;
 pub mod ledger;
 pub mod load;
