@@ -16,3 +16,5 @@ pub mod run_directory;
 pub mod failover;
 pub mod ledger;
 pub mod load;
+pub mod workload;
+pub mod judge;
