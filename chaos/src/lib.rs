@@ -3,6 +3,8 @@
 //! * [`load`] writes through the SDK and notes every acknowledgement.
 //! * [`ledger`] knows what must be there, finds what is not, and measures how long clients waited.
 //! * [`run_directory`], [`events`] and [`clock`]: what is kept of a run, and its one clock.
+//! * [`workload`] does what clients do and records it; [`history`] is the record.
+//! * [`judge`] decides what a run showed.
 //! * [`failover`] kills the node that leads most shards, round after round.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
@@ -17,4 +19,5 @@ pub mod failover;
 pub mod ledger;
 pub mod load;
 pub mod workload;
+pub mod history;
 pub mod judge;

@@ -18,9 +18,18 @@
 
 mod access;
 mod config;
+mod pace;
+mod population;
+mod register;
+mod resolver;
+mod running;
+mod session;
+mod stage;
+mod wire;
 
 pub use self::access::{ClusterAccess, NodeAccess};
 pub use self::config::{
     ExpiryConfig, ListConfig, NearestConfig, RegisterConfig, SessionConfig, SetConfig,
     WorkloadConfig,
 };
+pub use self::running::{Progress, RunningWorkload, start};

@@ -56,10 +56,9 @@ configs! {
         read_share: f64 = 0.45;
         /// Share of operations that write only if the anchor is as the client saw it last.
         compare_and_set_share: f64 = 0.2;
-        /// Share of the reads that ask one node for BOUNDED_STALENESS, in [0, 1].
-        bounded_share: f64 = 0.25;
-        /// Share of the reads that ask one node for LOCAL, in [0, 1].
-        local_share: f64 = 0.05;
+        /// More clients, which only read: at BOUNDED_STALENESS, and now and then at LOCAL, each read
+        /// at one node.
+        weak_readers: u32 = 2;
         /// The bound that BOUNDED_STALENESS reads ask for, in milliseconds.
         staleness_max_ms: u64 = 1_000;
     }
@@ -114,7 +113,33 @@ configs! {
     }
 }
 
+/// What every workload has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Common {
+    pub(super) clients: u32,
+    pub(super) rate: f64,
+    pub(super) deadline_ms: u64,
+    pub(super) shards: u32,
+}
+
+macro_rules! common {
+    ($config:expr, $($kind:ident)+) => {
+        match $config {
+            $(WorkloadConfig::$kind(c) => Common {
+                clients: c.clients,
+                rate: c.rate,
+                deadline_ms: c.deadline_ms,
+                shards: c.shards,
+            },)+
+        }
+    };
+}
+
 impl WorkloadConfig {
+    pub(super) fn common(&self) -> Common {
+        common!(self, Register Set Nearest Expiry Session List)
+    }
+
     /// The kind, as scenarios write it.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -132,53 +157,7 @@ impl WorkloadConfig {
     /// # Errors
     /// The first problem.
     pub fn validate(&self) -> Result<(), String> {
-        let (clients, rate, shards, deadline_ms, shares) = match self {
-            Self::Register(c) => {
-                positive("keys", c.keys)?;
-                let reads = [("bounded_share + local_share", c.bounded_share + c.local_share)];
-                in_unit(&reads)?;
-                let kinds = c.read_share + c.compare_and_set_share;
-                let shares = vec![
-                    ("read_share", c.read_share),
-                    ("compare_and_set_share", c.compare_and_set_share),
-                    ("bounded_share", c.bounded_share),
-                    ("local_share", c.local_share),
-                    ("read_share + compare_and_set_share", kinds),
-                ];
-                (c.clients, c.rate, c.shards, c.deadline_ms, shares)
-            }
-            Self::Set(c) => {
-                positive("batch", c.batch)?;
-                if 1_000 < c.batch {
-                    return Err("batch must be at most 1,000".to_owned());
-                }
-                let kinds = c.delete_share + c.read_share;
-                let shares = vec![
-                    ("delete_share", c.delete_share),
-                    ("read_share", c.read_share),
-                    ("delete_share + read_share", kinds),
-                ];
-                (c.clients, c.rate, c.shards, c.deadline_ms, shares)
-            }
-            Self::Nearest(c) => {
-                positive("k", c.k)?;
-                (c.clients, c.rate, c.shards, c.deadline_ms, vec![("ask_share", c.ask_share)])
-            }
-            Self::Expiry(c) => {
-                if c.live_ms_max < c.live_ms_min || c.live_ms_min == 0 {
-                    return Err("live_ms_min must be in [1, live_ms_max]".to_owned());
-                }
-                (c.clients, c.rate, c.shards, c.deadline_ms, Vec::new())
-            }
-            Self::Session(c) => {
-                positive("keys", c.keys)?;
-                (c.clients, c.rate, c.shards, c.deadline_ms, vec![("read_share", c.read_share)])
-            }
-            Self::List(c) => {
-                positive("page_size", c.page_size)?;
-                (c.clients, c.rate, c.shards, c.deadline_ms, vec![("list_share", c.list_share)])
-            }
-        };
+        let Common { clients, rate, deadline_ms, shards } = self.common();
         positive("clients", clients)?;
         positive("shards", shards)?;
         if !rate.is_finite() || rate < 0.0 {
@@ -187,7 +166,44 @@ impl WorkloadConfig {
         if deadline_ms == 0 || 600_000 < deadline_ms {
             return Err("deadline_ms must be in [1, 600,000]".to_owned());
         }
-        in_unit(&shares)
+        match self {
+            Self::Register(c) => {
+                positive("keys", c.keys)?;
+                let sum = c.read_share + c.compare_and_set_share;
+                in_unit(&[
+                    ("read_share", c.read_share),
+                    ("compare_and_set_share", c.compare_and_set_share),
+                    ("read_share + compare_and_set_share", sum),
+                ])
+            }
+            Self::Set(c) => {
+                if !(1..=1_000).contains(&c.batch) {
+                    return Err("batch must be in [1, 1,000]".to_owned());
+                }
+                let sum = c.delete_share + c.read_share;
+                in_unit(&[
+                    ("delete_share", c.delete_share),
+                    ("read_share", c.read_share),
+                    ("delete_share + read_share", sum),
+                ])
+            }
+            Self::Nearest(c) => {
+                positive("k", c.k)?;
+                in_unit(&[("ask_share", c.ask_share)])
+            }
+            Self::Expiry(c) if c.live_ms_max < c.live_ms_min || c.live_ms_min == 0 => {
+                Err("live_ms_min must be in [1, live_ms_max]".to_owned())
+            }
+            Self::Expiry(_) => Ok(()),
+            Self::Session(c) => {
+                positive("keys", c.keys)?;
+                in_unit(&[("read_share", c.read_share)])
+            }
+            Self::List(c) => {
+                positive("page_size", c.page_size)?;
+                in_unit(&[("list_share", c.list_share)])
+            }
+        }
     }
 }
 
