@@ -32,9 +32,15 @@ mod start;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// A binary that can be broken on command says so.
+#[cfg(feature = "chaos")]
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+chaos");
+#[cfg(not(feature = "chaos"))]
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Anchorhold: a store for spatial anchors that loses nothing when a zone is lost.
 #[derive(Parser, Debug)]
-#[command(name = "anchorhold", version, about, after_help = exit::HELP, max_term_width = 100)]
+#[command(name = "anchorhold", version = VERSION, about, after_help = exit::HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

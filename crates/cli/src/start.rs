@@ -90,14 +90,32 @@ pub(crate) async fn run(args: StartArgs) -> anyhow::Result<()> {
     })?;
     anchorhold_server::telemetry::start_logs(config.log_format, &config.log_filter)
         .map_err(|problem| Failure::new(Exit::Usage, problem, ""))?;
+    let seams = seams()?;
     let mut stop = std::pin::pin!(stop_signal(args.exit_with_stdin)?);
     let node = tokio::select! {
-        node = Node::build(config, NodeSeams::real()) => node.context("the node cannot start")?,
+        node = Node::build(config, seams) => node.context("the node cannot start")?,
         () = &mut stop => return Ok(()),
     };
     stop.await;
     node.shutdown().await;
     Ok(())
+}
+
+/// What the node is built from: this machine.
+#[cfg(not(feature = "chaos"))]
+#[expect(clippy::unnecessary_wraps, reason = "a breakable node's can fail")]
+fn seams() -> anyhow::Result<NodeSeams> {
+    Ok(NodeSeams::real())
+}
+
+/// What the node is built from: this machine, broken on command if there is a control file.
+#[cfg(feature = "chaos")]
+fn seams() -> anyhow::Result<NodeSeams> {
+    match std::env::var_os(anchorhold_server::chaos::CONTROL_VARIABLE) {
+        Some(file) => NodeSeams::breakable(std::path::Path::new(&file))
+            .context("cannot follow the harness's control file"),
+        None => Ok(NodeSeams::real()),
+    }
 }
 
 /// Completes when the node shall shut down: SIGINT, SIGTERM or the end of standard input.

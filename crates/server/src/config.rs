@@ -4,6 +4,7 @@
 //! [`NodeConfig`]; [`NodeConfig::validate`] runs once at start-up and says what to do about each
 //! mistake. Each default is written once, in `Default`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -30,6 +31,8 @@ pub struct NodeConfig {
     pub client_advertised: Option<String>,
     /// Where other nodes reach this node, `host:port`; unset means `peer_address`.
     pub peer_advertised: Option<String>,
+    /// Where this node connects to instead of an announced peer address, `host:port` each.
+    pub peer_dial: BTreeMap<String, String>,
     /// Peer addresses of members to ask for admission, `host:port`.
     pub join: Vec<String>,
     /// Found a new cluster with this name, if the data directory belongs to none yet.
@@ -105,6 +108,7 @@ impl Default for NodeConfig {
             http_address: Some(loopback(PORTS_DEFAULT[2])),
             client_advertised: None,
             peer_advertised: None,
+            peer_dial: BTreeMap::new(),
             join: Vec::new(),
             bootstrap: None,
             insecure: false,
@@ -194,6 +198,11 @@ impl NodeConfig {
                     ),
                 ));
             }
+        }
+        let mut dialled =
+            self.peer_dial.iter().flat_map(|(announced, dialled)| [announced, dialled]);
+        if let Some(bad) = dialled.find(|address| !is_host_and_port(address)) {
+            return Err(wrong("peer_dial", format!("{bad:?} is not host:port")));
         }
         let advertised = [
             ("client_advertised", &self.client_advertised, self.client_address),
@@ -375,6 +384,10 @@ mod tests {
         refuses(|config| config.zone = "Zone 1".to_owned(), "zone");
         refuses(|config| config.join = vec!["nowhere".to_owned()], "join");
         refuses(|config| config.join = vec!["node:0".to_owned()], "join");
+        refuses(
+            |config| config.peer_dial = BTreeMap::from([("b:1".to_owned(), "b".to_owned())]),
+            "peer_dial",
+        );
         refuses(|config| config.limits.requests_max = 0, "limits.requests_max");
         refuses(|config| config.limits.deadline_ms_max = 1, "limits.deadline_ms_default");
         refuses(|config| config.consensus.election_timeout_ms_min = 100, "heartbeat_ms");

@@ -15,7 +15,10 @@ pub mod api;
 pub mod authorize;
 pub mod clock;
 pub mod config;
+#[cfg(feature = "chaos")]
+pub mod chaos;
 pub mod core;
+mod dial_map;
 pub mod find;
 pub mod forward;
 pub mod http;

@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use crate::authorize::Access;
 use crate::config::{ConfigError, NodeConfig};
 use crate::core::{Calls, Core, CoreParts, Place};
+use crate::dial_map::DialMap;
 use crate::identity::{DataDir, DataDirError};
 use crate::index::Indexes;
 
@@ -163,6 +164,7 @@ impl Node {
     /// [`NodeError`]; nothing runs then.
     pub async fn build(config: NodeConfig, seams: NodeSeams) -> Result<Self, NodeError> {
         config.validate()?;
+        let seams = seams.with_peer_dial(&config);
         let mut random = StdRng::from_seed(seams.seed);
         let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
         let stores = seams.open.open(&config.data_dir)?;
@@ -268,6 +270,13 @@ impl Node {
 }
 
 impl NodeSeams {
+    fn with_peer_dial(mut self, config: &NodeConfig) -> Self {
+        if !config.peer_dial.is_empty() {
+            self.dial = Arc::new(DialMap { inner: self.dial, addresses: config.peer_dial.clone() });
+        }
+        self
+    }
+
     fn consensus(&self, stores: &Stores, seed: u64) -> Seams {
         Seams {
             dial: Arc::clone(&self.dial),

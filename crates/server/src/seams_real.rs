@@ -9,7 +9,7 @@ use std::time::Duration;
 use anchorhold_consensus::seams::BoxFuture;
 use anchorhold_consensus::{Clock, Dial, Exit, Offload};
 use anchorhold_model::{NodeId, Timestamp};
-use anchorhold_storage::fs::RealFs;
+use anchorhold_storage::fs::{FileSystem, RealFs};
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{LogConfig, Opened, SegmentedLog, SledConfig, SledState};
 use tonic::transport::{Channel, Endpoint};
@@ -108,22 +108,30 @@ pub const EXIT_CODE_BROKEN_PROMISE: i32 = 70;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStores;
 
+/// Opens the stores below a data directory, the log through `fs`.
+///
+/// # Errors
+/// [`NodeError::Store`] if one of them cannot be used.
+pub(crate) fn open_stores(fs: Arc<dyn FileSystem>, data_dir: &Path) -> Result<Stores, NodeError> {
+    let failed = |store, error: &dyn std::error::Error| NodeError::Store {
+        store,
+        reason: with_causes(error),
+    };
+    let log = SegmentedLog::open(fs, &data_dir.join("log"), LogConfig::default())
+        .map_err(|error| failed("log", &error))?;
+    let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
+        .map_err(|error| failed("state", &error))?;
+    if let Opened::Discarded { reason } = opened {
+        tracing::warn!(reason, "the state was damaged: it is rebuilt from snapshots and log");
+    }
+    let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
+        .map_err(|error| failed("snapshots", &error))?;
+    Ok(Stores { log: Arc::new(log), state: Arc::new(state), snapshots: Arc::new(snapshots) })
+}
+
 impl OpenStores for DiskStores {
     fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
-        let failed = |store, error: &dyn std::error::Error| NodeError::Store {
-            store,
-            reason: with_causes(error),
-        };
-        let log = SegmentedLog::open(Arc::new(RealFs), &data_dir.join("log"), LogConfig::default())
-            .map_err(|error| failed("log", &error))?;
-        let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
-            .map_err(|error| failed("state", &error))?;
-        if let Opened::Discarded { reason } = opened {
-            tracing::warn!(reason, "the state was damaged: it is rebuilt from snapshots and log");
-        }
-        let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
-            .map_err(|error| failed("snapshots", &error))?;
-        Ok(Stores { log: Arc::new(log), state: Arc::new(state), snapshots: Arc::new(snapshots) })
+        open_stores(Arc::new(RealFs), data_dir)
     }
 
     fn disk_free(&self, data_dir: &Path) -> u64 {

@@ -8,6 +8,8 @@
 //! Not here: what the bytes mean (`model`), when to purge or snapshot (`consensus`).
 
 mod durable;
+#[cfg(feature = "chaos")]
+pub mod faults;
 pub mod fs;
 pub mod log;
 pub mod log_store;
