@@ -5,6 +5,8 @@
 //! * [`run_directory`], [`events`] and [`clock`]: what is kept of a run, and its one clock.
 //! * [`workload`] does what clients do and records it; [`history`] is the record.
 //! * [`judge`] decides what a run showed.
+//! * [`scenario`] says what goes wrong and when.
+//! * [`network`] says what all links shall be like, [`proxy`] makes them so.
 //! * [`failover`] kills the node that leads most shards, round after round.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
@@ -15,6 +17,9 @@
 pub mod clock;
 pub mod events;
 pub mod run_directory;
+pub mod network;
+pub mod proxy;
+pub mod scenario;
 pub mod failover;
 pub mod ledger;
 pub mod load;
