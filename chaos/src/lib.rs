@@ -4,7 +4,7 @@
 //! * [`ledger`] knows what must be there, finds what is not, and measures how long clients waited.
 //! * [`run_directory`], [`events`] and [`clock`]: what is kept of a run, and its one clock.
 //! * [`workload`] does what clients do and records it; [`history`] is the record.
-//! * [`judge`] decides what a run showed.
+//! * [`checker`] holds the record against the promises; [`judge`] decides what a run showed.
 //! * [`scenario`] says what goes wrong and when.
 //! * [`network`] says what all links shall be like, [`proxy`] makes them so.
 //! * [`failover`] kills the node that leads most shards, round after round.
@@ -25,4 +25,5 @@ pub mod ledger;
 pub mod load;
 pub mod workload;
 pub mod history;
+pub mod checker;
 pub mod judge;
