@@ -38,6 +38,9 @@ pub struct LaunchConfig {
     pub is_temporary: bool,
 }
 
+/// What tokio reads the width of its runtime from.
+const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";
+
 /// A cluster of processes, ended when this is dropped.
 #[derive(Debug)]
 pub struct ProcessCluster {
@@ -398,6 +401,12 @@ impl ProcessCluster {
         } else {
             let others = state.nodes.iter().filter(|other| other.name != node.name);
             command.args(others.map(|other| format!("--join={}", other.peer_address)));
+        }
+        // Nodes of one machine share its cores: a runtime as wide as the machine in each of them
+        // spends its time on waking threads that then wait for a core.
+        if std::env::var_os(WORKER_THREADS).is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            command.env(WORKER_THREADS, (cores / state.nodes.len()).max(1).to_string());
         }
         command
             .args(&self.config.node_arguments)

@@ -1,5 +1,7 @@
 //! What clients ask of a shard, and the answers.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Anchor, AnchorId, AnchorPatch, Epoch, ShardDescriptor, Version};
@@ -98,7 +100,7 @@ pub enum Outcome {
         time: Timestamp,
         /// The anchor as written; for a retry, the stored anchor, which may be newer, or `None` if
         /// it is gone since.
-        anchor: Option<Box<Anchor>>,
+        anchor: Option<Arc<Anchor>>,
     },
     /// The anchor was deleted, now or by an earlier try of the same operation.
     Deleted {

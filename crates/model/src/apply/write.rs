@@ -91,7 +91,7 @@ impl<R: Records> Overlay<'_, R> {
         }
         Ok(match &record.outcome {
             Outcome::Written { version, time, anchor: _ } => {
-                let anchor = self.visible_anchor(id)?.map(|anchor| Box::new((*anchor).clone()));
+                let anchor = self.visible_anchor(id)?;
                 Outcome::Written { version: *version, time: *time, anchor }
             }
             outcome @ (Outcome::Deleted { .. }
@@ -174,9 +174,9 @@ impl<R: Records> Overlay<'_, R> {
 
     fn write(&mut self, old: Option<&Anchor>, anchor: Anchor) -> Outcome {
         let (version, time) = (anchor.version, anchor.update_time);
-        let written = Some(Box::new(anchor.clone()));
-        self.replace_anchor(anchor.id, old, Some(Arc::new(anchor)));
-        Outcome::Written { version, time, anchor: written }
+        let anchor = Arc::new(anchor);
+        self.replace_anchor(anchor.id, old, Some(anchor.clone()));
+        Outcome::Written { version, time, anchor: Some(anchor) }
     }
 
     fn delete(&mut self, id: AnchorId, if_version: Option<Version>) -> Result<Effect, R::Error> {

@@ -74,7 +74,9 @@ proptest! {
 fn unknown_format_is_its_own_error() {
     let mut bytes = encode_anchor(&testing::anchor(1));
     bytes[0] = FORMAT_VERSION + 1;
-    assert!(matches!(decode_anchor(&bytes), Err(DecodeError::UnknownFormat { found }) if found == FORMAT_VERSION + 1));
+    assert!(
+        matches!(decode_anchor(&bytes), Err(DecodeError::UnknownFormat { found }) if found == FORMAT_VERSION + 1)
+    );
     assert!(matches!(decode_anchor(&[]), Err(DecodeError::Empty)));
 }
 
