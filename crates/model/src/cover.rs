@@ -118,13 +118,33 @@ pub fn cover_near(account: AccountNumber, near: &Pose, radius_m: f64) -> Vec<Key
 
 /// As [`cover_near`], for a point on Earth.
 pub fn cover_near_point(account: AccountNumber, point: GeoPoint, radius_m: f64) -> Vec<KeyRange> {
+    match widened_cap(point, radius_m) {
+        Some(cap) => cover(account, &cap),
+        None => vec![KeyRange::of_space(account, Space::Earth)],
+    }
+}
+
+/// As [`cover_near`], at a small part of its cost: at most four cells around the position, each
+/// about as wide as the sphere.
+pub fn bound_near(account: AccountNumber, near: &Pose, radius_m: f64) -> Vec<KeyRange> {
+    match near {
+        Pose::Geo { point, .. } => match widened_cap(*point, radius_m) {
+            Some(cap) => ranges_of_cells(account, &cap.cell_union_bound()),
+            None => vec![KeyRange::of_space(account, Space::Earth)],
+        },
+        Pose::Local { .. } => cover_near(account, near, radius_m),
+    }
+}
+
+/// Where the homes of anchors lie that are within a distance of a point; `None` if everywhere.
+fn widened_cap(point: GeoPoint, radius_m: f64) -> Option<Cap> {
     let chord = (radius_m + DRIFT_M_MAX + ROUNDING_M) / cell::SPHERE_RADIUS_M;
     // Beyond the sphere's diameter, or not a number.
     if 2.0 <= chord || chord.is_nan() {
-        return vec![KeyRange::of_space(account, Space::Earth)];
+        return None;
     }
     let center = Point(cell::normal(point));
-    cover(account, &Cap::from_center_chordangle(&center, &ChordAngle(chord * chord)))
+    Some(Cap::from_center_chordangle(&center, &ChordAngle(chord * chord)))
 }
 
 /// Keys of an account under which every anchor lies whose pose is in a rectangle. Sorted, merged.
@@ -169,8 +189,11 @@ fn within_half_turn(longitude_deg: f64) -> f64 {
 fn cover<T: Region + 'static>(account: AccountNumber, region: &T) -> Vec<KeyRange> {
     let coverer =
         RegionCoverer { min_level: 0, max_level: LEVEL_MAX, level_mod: 1, max_cells: CELLS_MAX };
-    let cells = coverer.covering(region);
-    let ranges = cells.0.iter().filter_map(|cell_id| KeyRange::of_s2_cell(account, cell_id.0));
+    ranges_of_cells(account, &coverer.covering(region).0)
+}
+
+fn ranges_of_cells(account: AccountNumber, cells: &[CellID]) -> Vec<KeyRange> {
+    let ranges = cells.iter().filter_map(|cell_id| KeyRange::of_s2_cell(account, cell_id.0));
     merged(ranges.collect())
 }
 

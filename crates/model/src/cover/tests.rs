@@ -129,14 +129,16 @@ proptest! {
 
     #[test]
     fn covering_of_a_ball_misses_no_anchor_in_it((point, radius_m, anchors) in any_case()) {
-        let ranges = cover_near(ACCOUNT, &geo(point), radius_m);
-        prop_assert!(ranges.is_sorted() && ranges.len() <= 16, "{} ranges", ranges.len());
-        for (id, pose) in anchors.iter().filter_map(|anchor| anchor.place(point)) {
-            let distance_m = pose.to_ecef().distance_m(point.to_ecef());
-            prop_assert!(
-                radius_m < distance_m || is_covered(&ranges, id),
-                "anchor {id} at {pose:?}, {distance_m} m away, is not covered"
-            );
+        for (cover, ranges_max) in [(cover_near as fn(_, &_, _) -> Vec<_>, 16), (bound_near, 6)] {
+            let ranges = cover(ACCOUNT, &geo(point), radius_m);
+            prop_assert!(ranges.is_sorted() && ranges.len() <= ranges_max, "{}", ranges.len());
+            for (id, pose) in anchors.iter().filter_map(|anchor| anchor.place(point)) {
+                let distance_m = pose.to_ecef().distance_m(point.to_ecef());
+                prop_assert!(
+                    radius_m < distance_m || is_covered(&ranges, id),
+                    "anchor {id} at {pose:?}, {distance_m} m away, is not covered"
+                );
+            }
         }
     }
 

@@ -83,7 +83,7 @@ impl AnchorDraft {
             creator: self.creator,
             quality: self.quality,
             version: Version::default(),
-        created_by: None,
+            created_by: None,
         }
     }
 }

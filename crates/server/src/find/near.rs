@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use anchorhold_geometry::{Meters, Orientation};
-use anchorhold_model::cover::RangeBounds;
+use anchorhold_model::cover::{self, RangeBounds};
 use anchorhold_model::{AccountNumber, Anchor, KeyRange, Pose, ShardDescriptor, ShardId};
 use anchorhold_proto::Failure;
-use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec, RegionSpec};
+use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec};
 use futures::StreamExt;
 use futures::stream;
 use metrics::histogram;
@@ -163,10 +163,7 @@ impl Found {
     /// The keys that can hold an anchor of this answer, or one that would displace one of it.
     pub fn ranges(&self, near: &Near) -> Vec<KeyRange> {
         match Meters::new(self.distance_m_max(near)) {
-            Some(radius) => {
-                let sphere = RegionSpec::Sphere { center: near.place, radius };
-                super::page::ranges_of_region(near.account, &sphere)
-            }
+            Some(radius) => cover::bound_near(near.account, &pose(&near.place), radius.get()),
             None => vec![KeyRange::of_space(near.account, near.place.space())],
         }
     }
@@ -184,11 +181,16 @@ impl Found {
 fn lower_bound_m(bounds: &RangeBounds, place: &Place) -> f64 {
     match place {
         Place::Geo(point) => bounds.lower_bound_from_point_m(*point),
-        Place::Local { space, position } => bounds.lower_bound_m(&Pose::Local {
-            space: *space,
-            position: *position,
-            orientation: Orientation::IDENTITY,
-        }),
+        Place::Local { .. } => bounds.lower_bound_m(&pose(place)),
+    }
+}
+
+/// A pose at a place, turned in no way.
+pub(super) fn pose(place: &Place) -> Pose {
+    let orientation = Orientation::IDENTITY;
+    match *place {
+        Place::Geo(point) => Pose::Geo { point, orientation },
+        Place::Local { space, position } => Pose::Local { space, position, orientation },
     }
 }
 

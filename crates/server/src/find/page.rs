@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anchorhold_model::{AccountNumber, Anchor, Key, KeyRange, Space, cover};
 use anchorhold_proto::Failure;
-use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec, RegionSpec};
+use anchorhold_proto::convert::{FilterSpec, ReadSpec, RegionSpec};
 
 use super::{Asked, Contributions, ROUTINGS_MAX, read_at};
 use crate::clock::Deadline;
@@ -66,16 +66,8 @@ impl PageQuery {
 /// The keys under which every anchor of a region lies.
 pub(super) fn ranges_of_region(account: AccountNumber, region: &RegionSpec) -> Vec<KeyRange> {
     match region {
-        RegionSpec::Sphere { center: Place::Geo(point), radius } => {
-            cover::cover_near_point(account, *point, radius.get())
-        }
-        RegionSpec::Sphere { center: Place::Local { space, position }, radius } => {
-            let pose = anchorhold_model::Pose::Local {
-                space: *space,
-                position: *position,
-                orientation: anchorhold_geometry::Orientation::IDENTITY,
-            };
-            cover::cover_near(account, &pose, radius.get())
+        RegionSpec::Sphere { center, radius } => {
+            cover::cover_near(account, &super::near::pose(center), radius.get())
         }
         RegionSpec::GeoRectangle { south_west, north_east, is_full_circle, .. } => {
             let (west_deg, east_deg) = if *is_full_circle {
