@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anchorhold_client::admin_v1;
 use anchorhold_cluster::{StateError, StateFile, Wanted, wait_until_ready};
+use anchorhold_model::{NodeId, ShardId};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -386,7 +387,7 @@ impl From<admin_v1::Node> for NodeView {
 impl NodeView {
     fn row(&self) -> [String; 10] {
         [
-            self.node_id.to_string(),
+            NodeId(self.node_id).to_string(),
             self.region.clone(),
             self.zone.clone(),
             self.state.to_owned(),
@@ -428,15 +429,15 @@ impl ShardView {
     fn row(&self) -> [String; 9] {
         let replicas = self.replicas.iter().map(|replica| {
             let mark = if replica.live { "" } else { " down" };
-            format!("{}{mark}", replica.node_id)
+            format!("{}{mark}", NodeId(replica.node_id))
         });
         let leader = match self.leader_node_id {
             0 => "none".to_owned(),
-            node_id => node_id.to_string(),
+            node_id => NodeId(node_id).to_string(),
         };
         let is_catalog = self.shard_id == 0;
         [
-            self.shard_id.to_string(),
+            ShardId(self.shard_id).to_string(),
             if is_catalog { "(catalog)".to_owned() } else { self.start.chars().take(16).collect() },
             leader,
             self.term.to_string(),

@@ -52,6 +52,10 @@ pub(crate) struct StartArgs {
     /// Listen beyond loopback although nothing is encrypted yet; for test networks only
     #[arg(long)]
     insecure: bool,
+    /// Origin of web pages that may call the client port from a browser, or * for any; may be given
+    /// several times
+    #[arg(long, value_name = "ORIGIN", env = "ANCHORHOLD_CORS_ORIGINS", value_delimiter = ',')]
+    cors_origin: Vec<String>,
     /// File whose first line is the admin key; without one the admin services are closed
     #[arg(long, value_name = "FILE", env = "ANCHORHOLD_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
@@ -185,9 +189,11 @@ fn merged(args: &StartArgs) -> anyhow::Result<NodeConfig> {
             table.insert(key.to_owned(), Value::String(text));
         }
     }
-    if !args.join.is_empty() {
-        let join = args.join.iter().cloned().map(Value::String).collect();
-        table.insert("join".to_owned(), Value::Array(join));
+    for (key, list) in [("join", &args.join), ("cors_origins", &args.cors_origin)] {
+        if !list.is_empty() {
+            let list = list.iter().cloned().map(Value::String).collect();
+            table.insert(key.to_owned(), Value::Array(list));
+        }
     }
     if args.insecure {
         table.insert("insecure".to_owned(), Value::Boolean(true));

@@ -39,6 +39,9 @@ pub struct NodeConfig {
     pub bootstrap: Option<String>,
     /// Listen beyond loopback although nothing is encrypted yet. For test networks only.
     pub insecure: bool,
+    /// Origins of web pages that may call the client port from a browser (gRPC-web), such as
+    /// `https://maps.example`; `*` is any. Unset, pages must come from behind the same proxy.
+    pub cors_origins: Vec<String>,
     /// Who may administer the cluster.
     pub admin_key: AdminKey,
     /// What the log looks like.
@@ -112,6 +115,7 @@ impl Default for NodeConfig {
             join: Vec::new(),
             bootstrap: None,
             insecure: false,
+            cors_origins: Vec::new(),
             admin_key: AdminKey::default(),
             log_format: LogFormat::default(),
             log_filter: "info,openraft=warn".to_owned(),
@@ -181,6 +185,10 @@ impl NodeConfig {
     }
 
     fn validate_addresses(&self) -> Result<(), ConfigError> {
+        if let Some(bad) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            let problem = format!("{bad:?} is no origin: write https://host, or * for any");
+            return Err(wrong("cors_origins", problem));
+        }
         let addresses = [
             ("client_address", Some(self.client_address)),
             ("peer_address", Some(self.peer_address)),
@@ -326,6 +334,16 @@ fn wrong(setting: &'static str, problem: impl Into<String>) -> ConfigError {
     ConfigError { setting, problem: problem.into() }
 }
 
+/// What a browser sends as a page's origin: scheme, host and port, without a path.
+fn is_origin(origin: &str) -> bool {
+    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    origin == "*"
+        || host.is_some_and(|host| {
+            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/?#@*".contains(&byte);
+            !host.is_empty() && host.bytes().all(is_plain)
+        })
+}
+
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&name.len())
@@ -356,6 +374,17 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         NodeConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn an_origin_is_scheme_and_host() {
+        for bad in ["maps.example", "https://", "https://a/b", "https://*.a"] {
+            refuses(|config| config.cors_origins = vec![bad.to_owned()], "is no origin");
+        }
+        let good = ["*", "https://maps.example", "http://localhost:8080"];
+        let cors_origins = good.map(str::to_owned).to_vec();
+        let config = NodeConfig { cors_origins, ..NodeConfig::default() };
+        assert_eq!(config.validate(), Ok(()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! are known), find out who this node is (restart, bootstrap or join), start consensus, serve. Order
 //! at the end: say NOT_SERVING, let open calls finish, hand leaderships over, checkpoint.
 
+mod cors;
 mod ports;
 
 use std::net::SocketAddr;

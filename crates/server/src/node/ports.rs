@@ -17,7 +17,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tonic_web::GrpcWebLayer;
+use tower::util::option_layer;
 
+use super::cors;
 use crate::api::{Accounts, Anchors, Cluster, Door, Locates, Routing};
 use crate::config::NodeConfig;
 use crate::core::Core;
@@ -102,6 +104,7 @@ async fn serve_clients(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(streams_max)
+        .layer(option_layer(cors::layer(&config.cors_origins)))
         .layer(GrpcWebLayer::new())
         .add_service(health)
         .add_optional_service(v1)
