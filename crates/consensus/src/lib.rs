@@ -21,6 +21,7 @@ pub mod replica;
 pub mod seams;
 
 mod catalog_calls;
+mod digest;
 mod join;
 mod keys;
 mod log;
@@ -39,6 +40,7 @@ mod wire;
 mod suite_tests;
 
 pub use config::{ConsensusConfig, Identity};
+pub use digest::ReplicaDigest;
 pub use error::{CallError, ProposeError, ReadError};
 pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
 pub use join::{JoinError, join};
