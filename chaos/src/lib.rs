@@ -27,4 +27,3 @@ pub mod workload;
 pub mod history;
 pub mod checker;
 pub mod judge;
-pub mod report;

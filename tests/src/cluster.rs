@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::binary;
 use crate::rpc::{Rpc, request_id};
+use crate::small_disks::SmallDisks;
 use crate::wait::until;
 
 /// How long three nodes may take to become ready on a busy machine.
@@ -70,6 +71,26 @@ impl TestCluster {
     pub async fn start_in(directory: &Path, config: &str) -> anyhow::Result<Self> {
         // Building takes minutes on a fresh machine and must not hold up other tests' timers.
         let binary = tokio::task::spawn_blocking(binary::anchorhold).await??;
+        Self::start_binary_in(binary, directory, config).await
+    }
+
+    /// As [`Self::start`], with every node on a disk of its own that is as small as said.
+    ///
+    /// # Errors
+    /// If the binary cannot be built or a node does not become ready.
+    pub async fn start_on_small_disks(disks: &SmallDisks, config: &str) -> anyhow::Result<Self> {
+        let permit = BREAKABLE.acquire().await?;
+        let mut cluster =
+            Self::start_binary_in(disks.binary().to_owned(), disks.directory(), config).await?;
+        cluster.permit = Some(permit);
+        Ok(cluster)
+    }
+
+    async fn start_binary_in(
+        binary: PathBuf,
+        directory: &Path,
+        config: &str,
+    ) -> anyhow::Result<Self> {
         let mut node_arguments = Vec::new();
         if !config.is_empty() {
             let file = directory.join("node.toml");

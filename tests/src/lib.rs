@@ -12,4 +12,5 @@
 pub mod binary;
 pub mod cluster;
 pub mod rpc;
+pub mod small_disks;
 pub mod wait;

@@ -70,6 +70,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two looks at the processes.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
 
+/// A demo shares the disk of a desk: it keeps less in reserve than a server. Settings of the command
+/// line come later and win.
+const SMALL_DISK: [&str; 3] =
+    ["disk.almost_full_bytes=134217728", "disk.full_bytes=33554432", "disk.ballast_bytes=8388608"];
+
 /// Runs `anchorhold demo`.
 ///
 /// # Errors
@@ -120,10 +125,12 @@ async fn start(args: &DemoArgs) -> anyhow::Result<Demo> {
         Some(data_dir) => data_dir.clone(),
         None => std::env::temp_dir().join(format!("anchorhold-demo-{}", std::process::id())),
     };
+    let settings = args.settings.iter().map(String::as_str);
+    let set = |setting: &str| format!("--set={setting}");
     let config = LaunchConfig {
         binary: std::env::current_exe().context("cannot find this binary")?,
         data_dir,
-        node_arguments: args.settings.iter().map(|setting| format!("--set={setting}")).collect(),
+        node_arguments: SMALL_DISK.iter().copied().chain(settings).map(set).collect(),
         node_environment: Vec::new(),
         ready_timeout: READY_TIMEOUT,
         is_temporary: args.data_dir.is_none(),

@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     Conflict = 5,
     /// Nobody answered in time.
     Unavailable = 6,
+    /// What was inspected is damaged.
+    Damaged = 7,
 }
 
 /// The exit codes, for `--help`.
@@ -32,7 +34,8 @@ Exit codes:
   3  the cluster is not healthy (`cluster status --check`)
   4  not found
   5  conflict: it exists already, or has changed since
-  6  unavailable: nobody answered in time";
+  6  unavailable: nobody answered in time
+  7  damaged: what `debug` inspected is not what was written";
 
 /// An error that knows its exit code, and what to do next.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ mod anchor;
 mod bench;
 mod chaos;
 mod context;
+mod debug;
 mod demo;
 mod exit;
 mod export;
@@ -74,6 +75,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Break a cluster on purpose, and check that nothing was lost
     Chaos(chaos::ChaosArgs),
+    /// Look at the data directory of a node that does not run
+    Debug(debug::DebugArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -110,6 +113,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Export(args) => export::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Chaos(args) => chaos::run(args).await,
+        Command::Debug(args) => debug::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

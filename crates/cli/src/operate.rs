@@ -1,4 +1,4 @@
-//! `anchorhold cluster status`, `node list`, `shard list`, `zone list|kill|start`.
+//! `anchorhold cluster status`, `node list|release-ballast`, `shard list`, `zone list|kill|start`.
 
 use std::time::Duration;
 
@@ -44,6 +44,11 @@ pub(crate) struct NodeArgs {
 enum NodeCommand {
     /// List the nodes
     List,
+    /// Give the space of a node's ballast back, so that deletes can be written on its full disk
+    ReleaseBallast {
+        /// The node's id, as `node list` shows it
+        node: String,
+    },
 }
 
 /// `anchorhold shard`.
@@ -121,7 +126,12 @@ struct NodeView {
     leaders: u32,
     replicas: u32,
     anchors: u64,
+    disk: &'static str,
     disk_bytes_used: u64,
+    disk_bytes_free: u64,
+    ballast_bytes: u64,
+    troubles: Vec<&'static str>,
+    clock_offset_ms: Option<i64>,
     start_time: Option<String>,
 }
 
@@ -185,15 +195,42 @@ pub(crate) async fn cluster(args: ClusterArgs) -> anyhow::Result<()> {
 /// As the cluster says.
 pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<()> {
     let context = Context::resolve(&args.client)?;
-    let NodeCommand::List = args.command;
+    if let NodeCommand::ReleaseBallast { node } = args.command {
+        return release_ballast(&context, &node).await;
+    }
     let nodes = context.admin()?.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
     let views: Vec<NodeView> = nodes.into_iter().map(NodeView::from).collect();
     output::print(context.output, &views, || {
         let header = [
             "NODE", "REGION", "ZONE", "STATE", "CLIENT", "VERSION", "LEADERS", "REPLICAS",
-            "ANCHORS", "DISK",
+            "ANCHORS", "DISK", "FREE", "TROUBLE",
         ];
         output::table(header, views.iter().map(NodeView::row))
+    })
+}
+
+#[derive(Serialize)]
+struct ReleasedView {
+    node_id: u64,
+    bytes_released: u64,
+}
+
+async fn release_ballast(context: &Context, node: &str) -> anyhow::Result<()> {
+    let nodes = context.admin()?.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
+    let ids = nodes.iter().map(|known| known.node_id);
+    let node_id = ids
+        .filter(|id| NodeId(*id).to_string() == node || id.to_string() == node)
+        .min()
+        .ok_or_else(|| {
+            let problem = format!("there is no node {node}");
+            Failure::new(Exit::NotFound, problem, "`anchorhold node list` shows their ids")
+        })?;
+    let request = admin_v1::ReleaseBallastRequest { node_id };
+    let bytes_released = context.admin()?.release_ballast(request).await?.bytes_released;
+    let view = ReleasedView { node_id, bytes_released };
+    output::print(context.output, &view, || match bytes_released {
+        0 => format!("node {node} has no ballast"),
+        _ => format!("node {node} has {} more room: delete what can go", bytes(bytes_released)),
     })
 }
 
@@ -367,8 +404,28 @@ impl From<admin_v1::Node> for NodeView {
             admin_v1::NodeState::Decommissioning => "decommissioning",
             admin_v1::NodeState::Removed => "removed",
         };
+        let disk = match node.disk() {
+            admin_v1::DiskState::Unspecified => "unknown",
+            admin_v1::DiskState::Normal => "normal",
+            admin_v1::DiskState::AlmostFull => "almost full",
+            admin_v1::DiskState::Full => "full",
+        };
+        let troubles = node.troubles().map(|trouble| match trouble {
+            admin_v1::NodeTrouble::Unspecified => "unknown",
+            admin_v1::NodeTrouble::DiskAlmostFull => "disk almost full",
+            admin_v1::NodeTrouble::DiskFull => "disk full",
+            admin_v1::NodeTrouble::DiskStalled => "disk stalled",
+            admin_v1::NodeTrouble::ClockOff => "clock off",
+        });
         Self {
             state,
+            disk,
+            troubles: troubles.collect(),
+            disk_bytes_free: node.disk_bytes_free,
+            ballast_bytes: node.ballast_bytes,
+            clock_offset_ms: node
+                .clock_offset
+                .map(|offset| offset.seconds * 1_000 + i64::from(offset.nanos) / 1_000_000),
             node_id: node.node_id,
             region: node.region,
             zone: node.zone,
@@ -385,7 +442,7 @@ impl From<admin_v1::Node> for NodeView {
 }
 
 impl NodeView {
-    fn row(&self) -> [String; 10] {
+    fn row(&self) -> [String; 12] {
         [
             NodeId(self.node_id).to_string(),
             self.region.clone(),
@@ -397,6 +454,8 @@ impl NodeView {
             self.replicas.to_string(),
             thousands(self.anchors),
             bytes(self.disk_bytes_used),
+            bytes(self.disk_bytes_free),
+            if self.troubles.is_empty() { "-".to_owned() } else { self.troubles.join(", ") },
         ]
     }
 }

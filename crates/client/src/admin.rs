@@ -96,13 +96,21 @@ impl AdminClient {
         list_zones(ListZonesRequest) -> ListZonesResponse = LIST_ZONES;
         /// Lists one page of shards.
         list_shards(ListShardsRequest) -> ListShardsResponse = LIST_SHARDS;
-        /// Digests a replica of the node that is asked.
-        get_replica_digest(GetReplicaDigestRequest) -> GetReplicaDigestResponse
-            = GET_REPLICA_DIGEST;
         /// Says what a node runs.
         get_server_info(GetServerInfoRequest) -> GetServerInfoResponse = GET_SERVER_INFO;
         /// Says whom the key belongs to.
         who_am_i(WhoAmIRequest) -> WhoAmIResponse = WHO_AM_I;
+    }
+
+    /// Gives the space of a node's ballast back. Needs no request id: twice is as good as once.
+    ///
+    /// # Errors
+    /// As [`AdminClient`] says.
+    pub async fn release_ballast(
+        &self,
+        request: admin::ReleaseBallastRequest,
+    ) -> Result<admin::ReleaseBallastResponse, ClientError> {
+        self.call(method::RELEASE_BALLAST, &request, None).await
     }
 
     async fn call<Reply>(

@@ -46,9 +46,9 @@ methods! {
     LAY_OUT_ACCOUNT = Write "/anchorhold.admin.v1.AccountService/LayOutAccount";
     GET_CLUSTER_STATUS = Read "/anchorhold.admin.v1.ClusterService/GetClusterStatus";
     LIST_NODES = Read "/anchorhold.admin.v1.ClusterService/ListNodes";
+    RELEASE_BALLAST = Write "/anchorhold.admin.v1.ClusterService/ReleaseBallast";
     LIST_ZONES = Read "/anchorhold.admin.v1.ClusterService/ListZones";
     LIST_SHARDS = Read "/anchorhold.admin.v1.ClusterService/ListShards";
-    GET_REPLICA_DIGEST = Read "/anchorhold.admin.v1.ClusterService/GetReplicaDigest";
     GET_SERVER_INFO = Read "/anchorhold.admin.v1.ClusterService/GetServerInfo";
     WHO_AM_I = Read "/anchorhold.admin.v1.ClusterService/WhoAmI";
 }

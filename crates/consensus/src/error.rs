@@ -29,6 +29,12 @@ pub enum ProposeError {
         /// Bytes that wait.
         waiting_bytes: usize,
     },
+    /// The disks of the shard's nodes have no room for more data; nothing was proposed.
+    #[error("the disks of shard {shard:?} have no room for more data")]
+    DiskFull {
+        /// The shard.
+        shard: ShardId,
+    },
     /// Proposed, but the outcome did not become known in time. Safe to retry with the same id.
     #[error("the outcome of a write to shard {shard:?} is unknown")]
     OutcomeUnknown {

@@ -15,7 +15,7 @@ use anchorhold_model::{Changes, NodeId, ReplicaId, ShardDescriptor, ShardId, Sha
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::snapshot::SnapshotHeader;
-use anchorhold_storage::{Batch, GroupId, LogWrite, StateError};
+use anchorhold_storage::{Batch, DiskState, GroupId, LogWrite, StateError};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -24,8 +24,10 @@ use tonic::Status;
 
 use crate::catalog_calls::{self, CatalogAnswer};
 use crate::error::{CallError, ProposeError};
+use crate::fitness::{self, Fitness, FitnessReport};
 use crate::keys;
 use crate::link::{CallKind, MESSAGE_BYTES_MAX, PeerEndpoint, Peers};
+use crate::log_watch::WatchedLog;
 use crate::machine::damaged;
 use crate::membership;
 use crate::replica::{NodeParts, Replica};
@@ -146,7 +148,7 @@ impl Host {
     /// If the state or a snapshot file cannot be read.
     pub async fn start(
         start: HostStart,
-        seams: Seams,
+        mut seams: Seams,
         listener: Arc<dyn Listener>,
         calls: Arc<dyn CallHandler>,
     ) -> Result<Self, StateError> {
@@ -159,8 +161,12 @@ impl Host {
         for (node, address) in &start.peers {
             peers.set_address(*node, address);
         }
+        let log = Arc::new(WatchedLog::new(seams.log.clone(), seams.clock.clone()));
+        seams.log = log.clone();
+        let fitness = Fitness::new(seams.clock.clone(), log, &start.config);
         let parts = NodeParts {
             config: start.config,
+            fitness: Arc::new(fitness),
             stamper: Arc::new(Stamper::new(seams.clock.clone())),
             seams,
             peers,
@@ -185,6 +191,8 @@ impl Host {
         host.spawn(|host| host.reconcile_forever());
         host.spawn(membership::keep);
         host.spawn(upkeep::keep);
+        host.spawn(fitness::keep::ask_others);
+        host.spawn(fitness::keep::act);
         host.spawn(move |host| host.found_and_announce(start.found));
         Ok(host)
     }
@@ -230,6 +238,30 @@ impl Host {
     /// The catalog's replica on this node.
     pub fn catalog_replica(&self) -> Arc<Replica> {
         self.inner.catalog.clone()
+    }
+
+    /// Notes how full this node's disk is; its replicas act on it at once.
+    pub fn set_disk_state(&self, disk: DiskState) {
+        self.fitness().set_disk(disk);
+    }
+
+    /// How this node is.
+    pub fn fitness_report(&self) -> FitnessReport {
+        self.fitness().report()
+    }
+
+    /// Whether a node's disk has room for more replicas, as far as is known here.
+    pub fn has_room(&self, node: NodeId) -> bool {
+        let disk = if node == self.inner.identity.node_id {
+            Some(self.fitness().report().disk)
+        } else {
+            self.fitness().other(node).map(|other| other.disk)
+        };
+        disk.is_none_or(|disk| disk == DiskState::Normal)
+    }
+
+    pub(crate) fn fitness(&self) -> &Fitness {
+        &self.inner.parts.fitness
     }
 
     pub(crate) fn parts(&self) -> &NodeParts {

@@ -57,3 +57,30 @@ pub(crate) fn records(range: KeyRange) -> (Vec<u8>, Vec<u8>) {
 pub(crate) fn catalog_rows() -> (Vec<u8>, Vec<u8>) {
     (replica_key(ShardId::CATALOG, CATALOG), replica_key(ShardId::CATALOG, CATALOG + 1))
 }
+
+/// Where a row belongs.
+pub(crate) enum Place<'a> {
+    Header(ShardId),
+    Installing(ShardId),
+    Catalog,
+    /// A record, with its key as `model::row` encodes it.
+    Record(&'a [u8]),
+}
+
+/// Where the row with this key belongs; `None` if no such row is ever written.
+pub(crate) fn place(key: &[u8]) -> Option<Place<'_>> {
+    match key.split_first()? {
+        (&RECORD, key) => Some(Place::Record(key)),
+        (&REPLICA, rest) => {
+            let (shard, rest) = rest.split_first_chunk()?;
+            let shard = ShardId(u64::from_be_bytes(*shard));
+            match rest {
+                [HEADER] => Some(Place::Header(shard)),
+                [INSTALLING] => Some(Place::Installing(shard)),
+                [CATALOG, ..] if shard == ShardId::CATALOG => Some(Place::Catalog),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}

@@ -14,17 +14,19 @@
 
 pub mod config;
 pub mod error;
+pub mod fitness;
 pub mod host;
+pub mod inspect;
 pub mod link;
 pub mod read;
 pub mod replica;
 pub mod seams;
 
 mod catalog_calls;
-mod digest;
 mod join;
 mod keys;
 mod log;
+mod log_watch;
 mod machine;
 mod membership;
 mod network;
@@ -40,8 +42,8 @@ mod wire;
 mod suite_tests;
 
 pub use config::{ConsensusConfig, Identity};
-pub use digest::ReplicaDigest;
 pub use error::{CallError, ProposeError, ReadError};
+pub use fitness::{FitnessReport, Trouble};
 pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
 pub use join::{JoinError, join};
 pub use read::{ReadLevel, ReadView};

@@ -207,18 +207,23 @@ pub(crate) enum CallKind {
     Server,
     /// A catalog command, to be proposed by the catalog's leader.
     Catalog,
+    /// How the node is.
+    Vitals,
 }
 
 impl CallKind {
+    const ALL: [Self; 3] = [Self::Server, Self::Catalog, Self::Vitals];
+
     pub(crate) fn number(self) -> u32 {
         match self {
             Self::Server => 1,
             Self::Catalog => 2,
+            Self::Vitals => 3,
         }
     }
 
     pub(crate) fn from_number(number: u32) -> Option<Self> {
-        [Self::Server, Self::Catalog].into_iter().find(|kind| kind.number() == number)
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
     }
 }
 

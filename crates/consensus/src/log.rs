@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anchorhold_storage::{
     GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite, ReadError,
@@ -18,6 +19,9 @@ use crate::wire;
 
 /// Bytes that one read for replication returns, at most (but at least one entry).
 const READ_BYTES_MAX: usize = 4 << 20;
+
+/// Time between two attempts to write to a full disk.
+const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
 /// One group in the shared log.
 #[derive(Clone)]
@@ -41,14 +45,29 @@ impl GroupLogStorage {
         self.durable_end.subscribe()
     }
 
-    /// Submits a change and waits until it is durable.
+    /// Submits a change and waits until it is durable; on a full disk, for room.
     async fn write(&self, write: LogWrite) -> Result<(), io::Error> {
-        let (done, waiting) = oneshot::channel();
-        self.log.submit(write, Box::new(move |result| drop(done.send(result))));
-        match waiting.await {
-            Ok(result) => result.map_err(|error| self.fail(&error)),
-            Err(_) => Err(io::Error::other("the log's writer has stopped")),
+        loop {
+            let (done, waiting) = oneshot::channel();
+            self.log.submit(write.clone(), Box::new(move |result| drop(done.send(result))));
+            match waiting.await {
+                Ok(Err(LogError::NoSpace)) => self.wait_for_space().await,
+                Ok(result) => return result.map_err(|error| self.fail(&error)),
+                Err(_) => return Err(io::Error::other("the log's writer has stopped")),
+            }
         }
+    }
+
+    /// Raft cannot go on without what it wants to write, and must not be told that the disk has
+    /// failed when it is only full: the replica stands still, and its leadership passes to others.
+    async fn wait_for_space(&self) {
+        tracing::warn!(shard = self.group.shard, "the disk is full: this replica waits for room");
+        tokio::time::sleep(SPACE_PAUSE).await;
+    }
+
+    /// Whether the log took an append. It shows in the log from the moment it is accepted.
+    fn holds(&self, last: LogPosition) -> bool {
+        self.log.group(self.group).and_then(|state| state.last) == Some(last)
     }
 
     fn fail(&self, error: &LogError) -> io::Error {
@@ -92,6 +111,7 @@ fn fail(exit: &Arc<dyn Exit>, error: &LogError) -> io::Error {
         LogError::Poisoned { .. } | LogError::Refused { .. } => {
             exit.exit(&format!("the shared log cannot be written: {error}"))
         }
+        // Never given here: the caller waits for room.
         LogError::NoSpace => {}
     }
     io::Error::other(error.clone())
@@ -178,20 +198,33 @@ impl RaftLogStorage<TypeConfig> for GroupLogStorage {
             callback.io_completed(Ok(()));
             return Ok(());
         };
-        let end = last.position.index + 1;
-        let (durable_end, exit) = (self.durable_end.clone(), self.exit.clone());
-        let write = LogWrite::Append { group: self.group, entries };
-        self.log.submit(
-            write,
-            Box::new(move |result| match result {
-                Ok(()) => {
-                    durable_end.send_replace(end);
-                    callback.io_completed(Ok(()));
-                }
-                Err(error) => callback.io_completed(Err(fail(&exit, &error))),
-            }),
-        );
-        Ok(())
+        let last = last.position;
+        let mut callback = callback;
+        loop {
+            let (refused, no_space) = oneshot::channel();
+            let (durable_end, exit) = (self.durable_end.clone(), self.exit.clone());
+            let entries = entries.clone();
+            self.log.submit(
+                LogWrite::Append { group: self.group, entries },
+                Box::new(move |result| match result {
+                    Ok(()) => {
+                        durable_end.send_replace(last.index + 1);
+                        callback.io_completed(Ok(()));
+                    }
+                    Err(LogError::NoSpace) => drop(refused.send(callback)),
+                    Err(error) => callback.io_completed(Err(fail(&exit, &error))),
+                }),
+            );
+            if self.holds(last) {
+                return Ok(());
+            }
+            // Refused, and by what the completion says.
+            match no_space.await {
+                Ok(again) => callback = again,
+                Err(_) => return Ok(()),
+            }
+            self.wait_for_space().await;
+        }
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
@@ -214,5 +247,64 @@ impl RaftLogStorage<TypeConfig> for GroupLogStorage {
             raise
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anchorhold_storage::fs::MemoryFs;
+    use anchorhold_storage::{LogConfig, SegmentedLog};
+
+    use super::*;
+    use crate::types::{EntryPayload, Payload};
+
+    struct NeverExits;
+
+    impl Exit for NeverExits {
+        fn exit(&self, reason: &str) {
+            panic!("{reason}");
+        }
+    }
+
+    fn entry(index: u64) -> Entry {
+        let content = [wire::KIND_NORMAL].into_iter().chain([7; 600]).collect::<Vec<u8>>();
+        Entry { log_id: log_id(1, index), payload: EntryPayload::Normal(Payload(content.into())) }
+    }
+
+    /// Appends one entry and waits until it is durable.
+    async fn append(log: &mut GroupLogStorage, index: u64) {
+        let mut durable = log.durable();
+        log.append([entry(index)], IOFlushed::noop()).await.unwrap();
+        durable.wait_for(|end| index < *end).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_append_to_a_full_disk_waits_for_room_and_is_never_a_failure() {
+        let fs = MemoryFs::new();
+        let config = LogConfig { segment_bytes: 16 << 10, ..LogConfig::default() };
+        let log = SegmentedLog::open(Arc::new(fs.clone()), Path::new("/log"), config).unwrap();
+        let group = GroupId { shard: 1, incarnation: 1 };
+        let mut log = GroupLogStorage::new(Arc::new(log), group, Arc::new(NeverExits));
+        fs.set_space(Some(0));
+        let mut index = 0;
+        loop {
+            let one = tokio::time::timeout(Duration::from_millis(500), append(&mut log, index));
+            if one.await.is_err() {
+                break;
+            }
+            index += 1;
+            assert!(index < 1_000, "the disk is never full");
+        }
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(1, index - 1)));
+        // Votes have room kept for them.
+        log.save_vote(&Vote::new(2, 1)).await.unwrap();
+        let freed = async {
+            tokio::task::yield_now().await;
+            fs.set_space(Some(1 << 20));
+        };
+        tokio::join!(append(&mut log, index), freed);
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(1, index)));
     }
 }

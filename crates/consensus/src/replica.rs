@@ -4,7 +4,7 @@ mod reading;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anchorhold_model::catalog::{
@@ -12,7 +12,7 @@ use anchorhold_model::catalog::{
 };
 use anchorhold_model::{
     Anchor, AnchorId, Command, Key, KeyRange, NodeId, OperationId, Outcome, Records, ReplicaId,
-    ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, row,
+    ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, Write, row,
 };
 use anchorhold_proto::peer_v1::SnapshotChunk;
 use anchorhold_storage::snapshot::SnapshotDigest;
@@ -27,6 +27,8 @@ use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
 use crate::error::ProposeError;
+use crate::fitness::Fitness;
+use crate::fitness::conduct::{Admission, Conduct};
 use crate::host::Listener;
 use crate::keys;
 use crate::link::Peers;
@@ -108,6 +110,9 @@ pub struct Replica {
     peers: Arc<Peers>,
     seams: Seams,
     stamper: Arc<Stamper>,
+    /// Which writes it takes as leader: an [`Admission`].
+    admission: AtomicU8,
+    takes_entries: AtomicBool,
     /// Why the replica no longer serves; empty while it does.
     stopped: ArcSwap<String>,
 }
@@ -116,6 +121,7 @@ pub struct Replica {
 #[derive(Clone)]
 pub(crate) struct NodeParts {
     pub(crate) config: ConsensusConfig,
+    pub(crate) fitness: Arc<Fitness>,
     pub(crate) seams: Seams,
     pub(crate) peers: Arc<Peers>,
     pub(crate) listener: Arc<dyn Listener>,
@@ -207,6 +213,14 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
     }
 }
 
+/// Whether a command makes the shard larger. Everything else is how a full disk gets room.
+fn adds_data(command: &Command) -> bool {
+    match command.write {
+        Write::Create(_) | Write::Update { .. } => true,
+        Write::Delete { .. } | Write::Tick | Write::Retire | Write::Sweep { .. } => false,
+    }
+}
+
 impl Replica {
     /// Opens a replica and starts its Raft instance.
     pub(crate) async fn open(
@@ -254,6 +268,8 @@ impl Replica {
             peers: parts.peers.clone(),
             seams: parts.seams.clone(),
             stamper: parts.stamper.clone(),
+            admission: AtomicU8::default(),
+            takes_entries: AtomicBool::new(true),
             stopped: ArcSwap::default(),
         });
         if shard_id != ShardId::CATALOG {
@@ -363,6 +379,32 @@ impl Replica {
         if stopped.is_empty() { Ok(()) } else { Err(String::clone(&stopped)) }
     }
 
+    /// Takes over what the node's fitness demands of it.
+    pub(crate) fn set_conduct(&self, conduct: &Conduct) {
+        self.admission.store(conduct.admission.number(), Ordering::Relaxed);
+        self.takes_entries.store(conduct.takes_entries, Ordering::Relaxed);
+        self.raft.runtime_config().elect(conduct.campaigns);
+    }
+
+    /// Whether entries from the leader may be stored here.
+    pub(crate) fn takes_entries(&self) -> bool {
+        self.takes_entries.load(Ordering::Relaxed)
+    }
+
+    /// Refuses commands that add data while there is no room for it.
+    fn admit(&self, commands: &[Command]) -> Result<(), ProposeError> {
+        let admission = Admission::from_number(self.admission.load(Ordering::Relaxed));
+        if admission == Admission::All || !commands.iter().any(adds_data) {
+            return Ok(());
+        }
+        let shard = self.shard_id();
+        match admission {
+            Admission::All => Ok(()),
+            Admission::NoData => Err(ProposeError::DiskFull { shard }),
+            Admission::Elsewhere => Err(ProposeError::NotLeader { shard, leader: None }),
+        }
+    }
+
     /// Proposes commands and waits for their outcomes, in order. Commands that wait together share
     /// one Raft entry. The epoch of each is checked here and again when applied.
     ///
@@ -387,6 +429,7 @@ impl Replica {
             let descriptor = Box::new(state.descriptor.clone());
             return Err(ProposeError::StaleEpoch { shard, descriptor });
         }
+        self.admit(&commands)?;
         let receiver = self.proposer.submit(commands)?;
         match tokio::time::timeout(timeout, receiver).await {
             Ok(Ok(answer)) => answer,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anchorhold_storage::DiskState;
 use openraft::async_runtime::WatchReceiver;
 
 use crate::host::Host;
@@ -23,6 +24,10 @@ pub(crate) async fn keep(host: Host) {
             return;
         }
         let building = replicas.iter().filter(|replica| replica.shared().cut.lock().is_some());
+        if host.fitness_report().disk == DiskState::Full {
+            // A snapshot stands beside the one before it until it is whole.
+            continue;
+        }
         let mut free = config.snapshot_builds_max.saturating_sub(building.count());
         for replica in replicas {
             if free == 0 {

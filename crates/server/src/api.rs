@@ -231,6 +231,11 @@ impl Core {
                 counter!(name::REFUSED_TOTAL, "reason" => "shard_busy").increment(1);
                 Failure::new(Reason::Overloaded, error.to_string()).retry_after(OVERLOAD_PAUSE)
             }
+            // Delete something, or give the nodes more room.
+            ShardError::DiskFull => {
+                counter!(name::REFUSED_TOTAL, "reason" => "disk_full").increment(1);
+                Failure::new(Reason::DiskFull, error.to_string())
+            }
             // Try again with the same request id.
             ShardError::OutcomeUnknown => {
                 Failure::new(Reason::CommitUnknown, error.to_string()).retry_after(ELECTION_PAUSE)

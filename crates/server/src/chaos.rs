@@ -17,7 +17,7 @@ use std::time::Duration;
 use anchorhold_consensus::Clock;
 use anchorhold_model::Timestamp;
 use anchorhold_storage::faults::{DiskFaults, DiskSwitch, FaultyFs, FaultyState};
-use anchorhold_storage::fs::RealFs;
+use anchorhold_storage::fs::{FileSystem, RealFs};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -228,8 +228,12 @@ impl OpenStores for BreakableStores {
         Ok(Stores { state: Arc::new(state), ..stores })
     }
 
-    fn disk_free(&self, data_dir: &Path) -> u64 {
-        DiskStores.disk_free(data_dir)
+    fn file_system(&self) -> Arc<dyn FileSystem> {
+        Arc::new(FaultyFs::new(Arc::new(RealFs), Arc::clone(&self.disk)))
+    }
+
+    fn used_bytes(&self, data_dir: &Path) -> u64 {
+        DiskStores.used_bytes(data_dir)
     }
 }
 

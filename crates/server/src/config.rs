@@ -50,8 +50,27 @@ pub struct NodeConfig {
     pub log_filter: String,
     /// Timers and bounds of the consensus layer.
     pub consensus: ConsensusConfig,
+    /// When the disk counts as full, and what is kept in reserve.
+    pub disk: DiskConfig,
     /// Bounds of what clients may ask.
     pub limits: Limits,
+}
+
+/// When the data directory's disk counts as full, and what is kept in reserve.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Below this many free bytes the node gives its leaderships away and takes no new data.
+    pub almost_full_bytes: u64,
+    /// Below this many free bytes the node stores nothing that the others can store without it.
+    pub full_bytes: u64,
+    /// Bytes of the file that `node release-ballast` gives back; 0 for none.
+    pub ballast_bytes: u64,
+    /// Bytes that the data directory may take before the disk counts as full; unset for all that
+    /// the disk has.
+    pub bytes_max: Option<u64>,
+    /// Milliseconds between two looks at the free space.
+    pub check_interval_ms: u64,
 }
 
 /// The key that opens the admin services, given at most one way. Without one they are closed.
@@ -120,7 +139,22 @@ impl Default for NodeConfig {
             log_format: LogFormat::default(),
             log_filter: "info,openraft=warn".to_owned(),
             consensus: ConsensusConfig::default(),
+            disk: DiskConfig::default(),
             limits: Limits::default(),
+        }
+    }
+}
+
+/// The one place where the disk's numbers are written down.
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self {
+            almost_full_bytes: 512 << 20,
+            full_bytes: 64 << 20,
+            // More than a quarter above `full_bytes`: giving it back ends that state.
+            ballast_bytes: 128 << 20,
+            bytes_max: None,
+            check_interval_ms: 500,
         }
     }
 }
@@ -168,6 +202,7 @@ impl NodeConfig {
         self.validate_membership()?;
         self.admin_key.validate()?;
         validate_consensus(&self.consensus)?;
+        self.disk.validate()?;
         self.limits.validate()
     }
 
@@ -296,6 +331,23 @@ impl std::fmt::Debug for AdminKey {
     }
 }
 
+impl DiskConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.almost_full_bytes < self.full_bytes {
+            return Err(wrong("disk.full_bytes", "must be at most disk.almost_full_bytes"));
+        }
+        if self.check_interval_ms == 0 {
+            return Err(wrong("disk.check_interval_ms", "must be at least 1"));
+        }
+        let needed = self.almost_full_bytes.saturating_add(self.ballast_bytes);
+        if self.bytes_max.is_some_and(|most| most <= needed) {
+            let rule = "must be above disk.almost_full_bytes and disk.ballast_bytes together";
+            return Err(wrong("disk.bytes_max", rule));
+        }
+        Ok(())
+    }
+}
+
 impl Limits {
     fn validate(&self) -> Result<(), ConfigError> {
         let counts = [
@@ -322,6 +374,12 @@ fn validate_consensus(config: &ConsensusConfig) -> Result<(), ConfigError> {
     if config.election_timeout_ms_min < 2 * config.heartbeat_ms {
         let rule = "must be at least twice consensus.heartbeat_ms, or every delay elects";
         return Err(wrong("consensus.election_timeout_ms_min", rule));
+    }
+    if config.log_stall_ms == 0 {
+        return Err(wrong("consensus.log_stall_ms", "must be at least 1"));
+    }
+    if config.clock_offset_ms_max == 0 {
+        return Err(wrong("consensus.clock_offset_ms_max", "must be at least 1"));
     }
     if config.election_timeout_ms_max <= config.election_timeout_ms_min {
         let rule = "must be above consensus.election_timeout_ms_min, or votes are split";
@@ -418,6 +476,9 @@ mod tests {
             "peer_dial",
         );
         refuses(|config| config.limits.requests_max = 0, "limits.requests_max");
+        refuses(|config| config.disk.full_bytes = u64::MAX, "disk.full_bytes");
+        refuses(|config| config.disk.check_interval_ms = 0, "disk.check_interval_ms");
+        refuses(|config| config.disk.bytes_max = Some(600 << 20), "disk.bytes_max");
         refuses(|config| config.limits.deadline_ms_max = 1, "limits.deadline_ms_default");
         refuses(|config| config.consensus.election_timeout_ms_min = 100, "heartbeat_ms");
         refuses(|config| config.admin_key.plain = Some("short".to_owned()), "16 characters");

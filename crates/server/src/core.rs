@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::authorize::Access;
 use crate::clock::Deadline;
 use crate::config::Limits;
+use crate::disk::Disk;
 use crate::index::Indexes;
 use crate::request::{self, NodeReply, NodeRequest, ShardError};
 use crate::route::Routes;
@@ -45,8 +46,8 @@ pub struct Core {
     pub place: Place,
     /// Wall-clock time when the process started.
     pub started: Timestamp,
-    /// Bytes free on the data directory's disk, asked when it is reported.
-    pub disk_free: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// The data directory's disk.
+    pub disk: Arc<Disk>,
     catalog: watch::Receiver<Arc<CatalogState>>,
     random: Mutex<StdRng>,
 }
@@ -82,8 +83,8 @@ pub struct CoreParts {
     pub limits: Limits,
     /// See [`Core::place`].
     pub place: Place,
-    /// See [`Core::disk_free`].
-    pub disk_free: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// See [`Core::disk`].
+    pub disk: Arc<Disk>,
     /// Request ids of clients that send none, and secrets, come from this.
     pub random: StdRng,
 }
@@ -104,7 +105,7 @@ impl Core {
             state: parts.state,
             limits: parts.limits,
             place: parts.place,
-            disk_free: parts.disk_free,
+            disk: parts.disk,
             random: Mutex::new(parts.random),
         };
         let catalog = core.catalog();
@@ -167,6 +168,9 @@ impl Calls {
                 NodeReply::Shard(Err(ShardError::Misunderstood { reason }))
             }
             (Some(core), Ok(NodeRequest::Status)) => NodeReply::Status(Box::new(core.report())),
+            (Some(core), Ok(NodeRequest::ReleaseBallast)) => {
+                NodeReply::BallastReleased(core.release_ballast())
+            }
             (Some(core), Ok(NodeRequest::Shard(call))) => {
                 let deadline = core.deadline(Duration::from_millis(call.budget_ms));
                 NodeReply::Shard(core.serve(*call, &deadline).await)

@@ -71,7 +71,7 @@ impl Core {
                     self.routes.learn(ShardDescriptor::clone(descriptor));
                     return Err(error);
                 }
-                ShardError::Busy | ShardError::Misunderstood { .. } => {
+                ShardError::Busy | ShardError::DiskFull | ShardError::Misunderstood { .. } => {
                     return Err(if tries.unknown { ShardError::OutcomeUnknown } else { error });
                 }
                 ShardError::NotLeader { leader } => {
@@ -163,7 +163,9 @@ impl Core {
         match answer {
             Ok(bytes) => match request::decode::<NodeReply>(&bytes) {
                 Ok(NodeReply::Shard(reply)) => reply,
-                Ok(NodeReply::Status(_)) => Err(misunderstood("a status for a shard's answer")),
+                Ok(NodeReply::Status(_) | NodeReply::BallastReleased(_)) => {
+                    Err(misunderstood("something else for a shard's answer"))
+                }
                 // The other node may have acted: only its words were not understood.
                 Err(_) if is_write => Err(ShardError::OutcomeUnknown),
                 Err(error) => Err(misunderstood(&error.to_string())),

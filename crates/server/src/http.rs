@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anchorhold_consensus::Trouble;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -38,6 +39,14 @@ async fn render(State(core): State<Arc<Core>>) -> Response {
     (kind, handle.render()).into_response()
 }
 
+/// The troubles as labels.
+const TROUBLES: [(Trouble, &str); 4] = [
+    (Trouble::DiskAlmostFull, "disk_almost_full"),
+    (Trouble::DiskFull, "disk_full"),
+    (Trouble::DiskStalled, "disk_stalled"),
+    (Trouble::ClockOff, "clock_off"),
+];
+
 impl Core {
     /// Why the node should get no traffic yet; `None` if it should.
     pub fn unready(&self) -> Option<String> {
@@ -73,6 +82,15 @@ impl Core {
         gauge!(name::INDEX_POINTS).set(self.indexes.points() as f64);
         gauge!(name::STATE_BYTES).set(self.state.stats().disk_bytes as f64);
         gauge!(name::LOG_BYTES).set(log.disk_bytes as f64);
+        gauge!(name::DISK_FREE_BYTES).set(report.disk_bytes_free as f64);
+        gauge!(name::DISK_USED_BYTES).set(report.disk_bytes as f64);
+        gauge!(name::DISK_BALLAST_BYTES).set(report.ballast_bytes as f64);
+        gauge!(name::DISK_STATE).set(f64::from(report.disk));
+        for (trouble, label) in TROUBLES {
+            let is_present = report.troubles.contains(&trouble);
+            gauge!(name::UNFIT, "trouble" => label).set(f64::from(u8::from(is_present)));
+        }
+        gauge!(name::CLOCK_OFFSET).set(report.clock_offset_ms.unwrap_or(0) as f64);
         gauge!(name::BUILD_INFO, "version" => crate::VERSION).set(1.0);
         counter!(name::LOG_ENTRIES_TOTAL).absolute(log.entries);
         counter!(name::LOG_FSYNCS_TOTAL).absolute(log.fsyncs);

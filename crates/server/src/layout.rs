@@ -63,10 +63,17 @@ pub fn quantile_cuts(account: AccountNumber, mut sample: Vec<Key>, shards: usize
 }
 
 /// Chooses the voters of `shards` new shards; the first of each is its preferred first leader.
-/// Empty if no node can take a replica.
-pub fn place(catalog: &CatalogState, home: Option<&str>, shards: usize) -> Vec<Vec<NodeId>> {
-    let mut loads: Vec<Load<'_>> =
-        candidates(catalog, home).map(|node| Load { node, replicas: 0, leaders: 0 }).collect();
+/// Nodes whose disks have no room get none. Empty if no node can take a replica.
+pub fn place(
+    catalog: &CatalogState,
+    home: Option<&str>,
+    shards: usize,
+    has_room: &dyn Fn(NodeId) -> bool,
+) -> Vec<Vec<NodeId>> {
+    let mut loads: Vec<Load<'_>> = candidates(catalog, home)
+        .filter(|node| has_room(node.node_id))
+        .map(|node| Load { node, replicas: 0, leaders: 0 })
+        .collect();
     for shard in catalog.shards.values() {
         for (position, replica) in shard.replicas.iter().enumerate() {
             if let Some(load) = loads.iter_mut().find(|load| load.node.node_id == replica.node_id) {
@@ -209,7 +216,7 @@ mod tests {
     #[test]
     fn each_shard_spreads_over_the_zones_and_leaders_take_turns() {
         let catalog = catalog(&[(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c"), (6, "c")]);
-        let placed = place(&catalog, None, 12);
+        let placed = place(&catalog, None, 12, &|_| true);
         let mut leaders = BTreeMap::new();
         let mut replicas = BTreeMap::new();
         for nodes in &placed {
@@ -225,9 +232,9 @@ mod tests {
 
     #[test]
     fn fewer_nodes_and_zones_give_what_there_is() {
-        assert_eq!(place(&catalog(&[]), None, 2), Vec::<Vec<NodeId>>::new());
-        assert_eq!(place(&catalog(&[(4, "a")]), None, 1), [[NodeId(4)]]);
-        let placed = place(&catalog(&[(1, "a"), (2, "a"), (3, "b"), (4, "a")]), None, 1);
+        assert_eq!(place(&catalog(&[]), None, 2, &|_| true), Vec::<Vec<NodeId>>::new());
+        assert_eq!(place(&catalog(&[(4, "a")]), None, 1, &|_| true), [[NodeId(4)]]);
+        let placed = place(&catalog(&[(1, "a"), (2, "a"), (3, "b"), (4, "a")]), None, 1, &|_| true);
         assert_eq!(placed[0].len(), 3);
         assert!(placed[0].contains(&NodeId(3)));
     }
@@ -238,8 +245,8 @@ mod tests {
         catalog.absorb(&CatalogChange::Node(node(3, "c", NodeState::Draining)));
         let far = NodeRecord { region: "far".to_owned(), ..node(4, "d", NodeState::Up) };
         catalog.absorb(&CatalogChange::Node(far));
-        let placed = place(&catalog, None, 1);
+        let placed = place(&catalog, None, 1, &|_| true);
         assert_eq!(placed[0], [NodeId(1), NodeId(2)]);
-        assert_eq!(place(&catalog, Some("far"), 1), [[NodeId(4)]]);
+        assert_eq!(place(&catalog, Some("far"), 1, &|_| true), [[NodeId(4)]]);
     }
 }

@@ -19,11 +19,13 @@ pub mod config;
 pub mod chaos;
 pub mod core;
 mod dial_map;
+pub mod disk;
 pub mod find;
 pub mod forward;
 pub mod http;
 pub mod identity;
 pub mod index;
+pub mod inspect;
 pub mod layout;
 pub mod node;
 pub mod request;
@@ -34,7 +36,7 @@ pub mod survey;
 pub mod sweep;
 pub mod telemetry;
 
-pub use config::{AdminKey, ConfigError, Limits, LogFormat, NodeConfig};
+pub use config::{AdminKey, ConfigError, DiskConfig, Limits, LogFormat, NodeConfig};
 pub use node::{Addresses, Node, NodeError, NodeSeams, Stores};
 
 /// The version of this binary.

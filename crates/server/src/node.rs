@@ -19,6 +19,7 @@ use anchorhold_consensus::{
 use anchorhold_localization::ForestConfig;
 use anchorhold_model::NodeId;
 use anchorhold_model::catalog::CatalogState;
+use anchorhold_storage::fs::FileSystem;
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{LogStore, StateError, StateStore};
 use parking_lot::Mutex;
@@ -32,6 +33,7 @@ use crate::authorize::Access;
 use crate::config::{ConfigError, NodeConfig};
 use crate::core::{Calls, Core, CoreParts, Place};
 use crate::dial_map::DialMap;
+use crate::disk::Disk;
 use crate::identity::{DataDir, DataDirError};
 use crate::index::Indexes;
 
@@ -60,8 +62,11 @@ pub trait OpenStores: Send + Sync + 'static {
     /// [`NodeError::Store`] if one of them cannot be used.
     fn open(&self, data_dir: &Path) -> Result<Stores, NodeError>;
 
-    /// Bytes free on the disk of a data directory; 0 if unknown.
-    fn disk_free(&self, data_dir: &Path) -> u64;
+    /// The file system that data directories lie on.
+    fn file_system(&self) -> Arc<dyn FileSystem>;
+
+    /// Bytes that a data directory takes; what cannot be read does not count.
+    fn used_bytes(&self, data_dir: &Path) -> u64;
 }
 
 /// What a node keeps on disk.
@@ -168,7 +173,7 @@ impl Node {
         let seams = seams.with_peer_dial(&config);
         let mut random = StdRng::from_seed(seams.seed);
         let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
-        let stores = seams.open.open(&config.data_dir)?;
+        let (disk, stores) = open_stores(&config, &seams).await?;
         let bound = bind(&config).await?;
         let addresses = bound.addresses(&config)?;
         let registration = registration(&config, &addresses);
@@ -187,7 +192,7 @@ impl Node {
         };
         let listener = Arc::clone(&indexes) as Arc<dyn anchorhold_consensus::Listener>;
         let host = Host::start(start, consensus_seams, listener, Arc::new(calls.clone())).await?;
-        let (open, path) = (Arc::clone(&seams.open), config.data_dir.clone());
+        host.set_disk_state(disk.look());
         let core = Arc::new(Core::new(CoreParts {
             host,
             indexes,
@@ -202,7 +207,7 @@ impl Node {
                 region: config.region.clone(),
                 zone: config.zone.clone(),
             },
-            disk_free: Box::new(move || open.disk_free(&path)),
+            disk: Arc::clone(&disk),
             random,
         }));
         calls.set_core(&core);
@@ -214,6 +219,7 @@ impl Node {
             tokio::spawn(Arc::clone(&core).follow_catalog()),
             tokio::spawn(remember_peers(core.host.catalog(), Arc::downgrade(&data_dir))),
             tokio::spawn(Arc::clone(&core).sweep_forever()),
+            tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))),
         ];
         tracing::info!(
             node = %identity.node_id,
@@ -319,6 +325,16 @@ async fn bind(config: &NodeConfig) -> Result<Bound, NodeError> {
             None => None,
         },
     })
+}
+
+/// Opens the stores, once there is room for that.
+async fn open_stores(
+    config: &NodeConfig,
+    seams: &NodeSeams,
+) -> Result<(Arc<Disk>, Stores), NodeError> {
+    let disk = Disk::new(Arc::clone(&seams.open), &config.data_dir, config.disk.clone());
+    disk.prepare().await;
+    Ok((Arc::new(disk), seams.open.open(&config.data_dir)?))
 }
 
 fn registration(config: &NodeConfig, addresses: &Addresses) -> NodeRegistration {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anchorhold_consensus::Trouble;
 use anchorhold_geometry::Ecef;
 use anchorhold_model::{
     Anchor, AnchorId, Command, Epoch, KeyRange, NodeId, Outcome, ReplicaId, ReplicaRole,
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use anchorhold_proto::convert::{FilterSpec, RegionSpec};
 
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub enum NodeRequest {
     Shard(Box<ShardCall>),
     /// How the node and its replicas are.
     Status,
+    /// Give the ballast's space back.
+    ReleaseBallast,
 }
 
 /// The answer to a [`NodeRequest`].
@@ -37,6 +40,8 @@ pub enum NodeReply {
     Shard(Result<ShardReply, ShardError>),
     /// How the node is.
     Status(Box<NodeReport>),
+    /// How many bytes the ballast gave back, or why it could not.
+    BallastReleased(Result<u64, String>),
 }
 
 /// A request and what it was routed by.
@@ -227,6 +232,9 @@ pub enum ShardError {
     /// Too much is waiting; nothing was done.
     #[error("too many writes wait for the shard")]
     Busy,
+    /// The disks have no room for more data; nothing was done.
+    #[error("the disks of the shard's nodes have no room for more data")]
+    DiskFull,
     /// Whether the write took effect is not known.
     #[error("whether the write took effect is not known")]
     OutcomeUnknown,
@@ -263,10 +271,18 @@ pub struct NodeReport {
     pub node: NodeId,
     /// Wall-clock time when the process started.
     pub started: Timestamp,
-    /// Bytes that the log and the state take on disk.
+    /// Bytes that the data directory takes on disk, the ballast aside.
     pub disk_bytes: u64,
     /// Bytes free on the disk; 0 if unknown.
     pub disk_bytes_free: u64,
+    /// Bytes that can be given back by removing the ballast.
+    pub ballast_bytes: u64,
+    /// How full the disk is: the number of a `storage::DiskState`.
+    pub disk: u8,
+    /// Why the node should not lead; empty if it may.
+    pub troubles: Vec<Trouble>,
+    /// Its clock minus the median of all, in milliseconds; `None` if it knows no other.
+    pub clock_offset_ms: Option<i64>,
     /// Its replicas, the catalog's first.
     pub replicas: Vec<ReplicaReport>,
 }

@@ -134,9 +134,27 @@ impl OpenStores for DiskStores {
         open_stores(Arc::new(RealFs), data_dir)
     }
 
-    fn disk_free(&self, data_dir: &Path) -> u64 {
-        rustix::fs::statvfs(data_dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    fn file_system(&self) -> Arc<dyn FileSystem> {
+        Arc::new(RealFs)
     }
+
+    fn used_bytes(&self, data_dir: &Path) -> u64 {
+        allocated_bytes(data_dir)
+    }
+}
+
+/// Bytes that the files of a directory take on disk. Files come and go meanwhile: one that is gone
+/// takes nothing.
+fn allocated_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    const BLOCK_BYTES: u64 = 512;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let of_entry = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => allocated_bytes(&entry.path()),
+        Ok(found) => found.blocks() * BLOCK_BYTES,
+        Err(_) => 0,
+    };
+    entries.flatten().map(of_entry).sum()
 }
 
 /// An error and what caused it, in one line.

@@ -118,14 +118,33 @@ impl Core {
     pub fn report(&self) -> NodeReport {
         let catalog = self.host.catalog_replica();
         let replicas = std::iter::once(catalog).chain(self.host.replicas());
-        let log = self.log.stats();
+        let fitness = self.host.fitness_report();
         NodeReport {
             node: self.place.node,
             started: self.started,
-            disk_bytes: log.disk_bytes + self.state.stats().disk_bytes,
-            disk_bytes_free: (self.disk_free)(),
+            disk_bytes: self.disk.used_bytes(),
+            disk_bytes_free: self.disk.free_bytes(),
+            ballast_bytes: self.disk.ballast_bytes(),
+            disk: fitness.disk.number(),
+            troubles: fitness.troubles,
+            clock_offset_ms: fitness.clock_offset_ms,
             replicas: replicas.map(|replica| report_replica(&replica)).collect(),
         }
+    }
+}
+
+impl Core {
+    /// Gives this node's ballast up. Says how many bytes that were.
+    ///
+    /// # Errors
+    /// The disk's words.
+    pub fn release_ballast(&self) -> Result<u64, String> {
+        let mut released = Ok(0);
+        self.offload.in_place(&mut || {
+            released = self.disk.release_ballast().map_err(|error| error.to_string());
+            self.host.set_disk_state(self.disk.look());
+        });
+        released
     }
 }
 
@@ -164,6 +183,7 @@ impl From<ProposeError> for ShardError {
             }
             ProposeError::StaleEpoch { descriptor, .. } => Self::StaleEpoch { descriptor },
             ProposeError::Busy { .. } => Self::Busy,
+            ProposeError::DiskFull { .. } => Self::DiskFull,
             // A replica that stopped may have proposed before.
             ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. } => {
                 Self::OutcomeUnknown

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anchorhold_consensus::Trouble;
 use anchorhold_model::catalog::{CatalogState, DEFAULT_CLASS, NodeRecord, NodeState};
 use anchorhold_model::{
     KeyRange, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
@@ -73,7 +74,7 @@ impl Core {
         let answer = self.host.call(node, question, REPORT_TIMEOUT).await.ok()?;
         match request::decode::<NodeReply>(&answer).ok()? {
             NodeReply::Status(report) if report.node == node => Some(*report),
-            NodeReply::Status(_) | NodeReply::Shard(_) => None,
+            NodeReply::Status(_) | NodeReply::Shard(_) | NodeReply::BallastReleased(_) => None,
         }
     }
 }
@@ -183,6 +184,9 @@ impl Survey {
         let silent: Vec<_> = silent
             .map(|node| format!("node {} in zone {} does not answer", node.node_id, node.zone))
             .collect();
+        for report in self.reports.values() {
+            degraded.extend(report.troubles.iter().map(|trouble| describe(report, *trouble)));
+        }
         let health = match (unavailable.is_empty(), degraded.is_empty() && silent.is_empty()) {
             (false, _) => Health::Unavailable,
             (true, false) => Health::Degraded,
@@ -212,6 +216,31 @@ impl Survey {
                 .count();
             voters.len() / 2 < left
         })
+    }
+}
+
+/// A node's trouble and what to do about it, for people.
+fn describe(report: &NodeReport, trouble: Trouble) -> String {
+    let node = report.node;
+    let free = report.disk_bytes_free >> 20;
+    match trouble {
+        Trouble::DiskAlmostFull => format!(
+            "node {node}: its disk is almost full ({free} MiB free); it takes no new data, deletes \
+             work: add space or delete anchors"
+        ),
+        Trouble::DiskFull => format!(
+            "node {node}: its disk is full ({free} MiB free): add space, or give it {} MiB by \
+             `anchorhold node release-ballast {}`",
+            report.ballast_bytes >> 20,
+            node
+        ),
+        Trouble::DiskStalled => {
+            format!("node {node}: its disk does not answer in time; look at its kernel log")
+        }
+        Trouble::ClockOff => format!(
+            "node {node}: its clock is {} ms off the median of all: is its time service running?",
+            report.clock_offset_ms.unwrap_or(0)
+        ),
     }
 }
 
@@ -274,6 +303,10 @@ mod tests {
                 started: Timestamp(0),
                 disk_bytes: 0,
                 disk_bytes_free: 0,
+                ballast_bytes: 0,
+                disk: 0,
+                troubles: Vec::new(),
+                clock_offset_ms: Some(0),
                 replicas: vec![replica(&own, *node, leads), replica(&shard, *node, leads)],
             };
             (report.node, report)
@@ -298,6 +331,17 @@ mod tests {
         assert!(survey.shards()[0].degraded);
         assert!(!survey.survives_without("here", "z2"));
         assert!(survey.survives_without("here", "z3"));
+    }
+
+    #[test]
+    fn a_node_that_should_not_lead_is_named_with_what_to_do() {
+        let mut survey = survey(&[1, 2, 3]);
+        let full = survey.reports.get_mut(&NodeId(2)).unwrap();
+        full.troubles = vec![Trouble::DiskFull];
+        full.ballast_bytes = 128 << 20;
+        let (health, problems) = survey.health();
+        assert_eq!((health, problems.len()), (Health::Degraded, 1));
+        assert!(problems[0].contains("128 MiB by `anchorhold node release-ballast n2`"));
     }
 
     #[test]

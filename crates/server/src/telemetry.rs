@@ -96,6 +96,18 @@ pub mod name {
     pub const LOG_FSYNC_MICROSECONDS_TOTAL: &str = "anchorhold_log_fsync_microseconds_total";
     /// Counter.
     pub const LOG_WRITTEN_BYTES_TOTAL: &str = "anchorhold_log_written_bytes_total";
+    /// Gauge.
+    pub const DISK_FREE_BYTES: &str = "anchorhold_disk_free_bytes";
+    /// Gauge.
+    pub const DISK_USED_BYTES: &str = "anchorhold_disk_used_bytes";
+    /// Gauge.
+    pub const DISK_BALLAST_BYTES: &str = "anchorhold_disk_ballast_bytes";
+    /// Gauge.
+    pub const DISK_STATE: &str = "anchorhold_disk_state";
+    /// Gauge by trouble.
+    pub const UNFIT: &str = "anchorhold_node_unfit";
+    /// Gauge.
+    pub const CLOCK_OFFSET: &str = "anchorhold_clock_offset_milliseconds";
     /// Counter.
     pub const SWEPT_TOTAL: &str = "anchorhold_swept_rows_total";
     /// Gauge, always 1.
@@ -124,5 +136,11 @@ fn describe() {
     counter!(name::LOG_FSYNC_MICROSECONDS_TOTAL, "Time spent in fsyncs of the shared log");
     counter!(name::LOG_WRITTEN_BYTES_TOTAL, "Bytes written to the shared log");
     counter!(name::SWEPT_TOTAL, "Rows erased by sweeps");
+    gauge!(name::DISK_FREE_BYTES, "Bytes that this node may still write");
+    gauge!(name::DISK_USED_BYTES, "Bytes of the data directory, the ballast aside");
+    gauge!(name::DISK_BALLAST_BYTES, "Bytes that removing the ballast gives back");
+    gauge!(name::DISK_STATE, "How full the disk is: 0 normal, 1 almost full, 2 full");
+    gauge!(name::UNFIT, "Whether this node should not lead, by trouble");
+    gauge!(name::CLOCK_OFFSET, "This node's clock minus the median of all");
     gauge!(name::BUILD_INFO, "Version of the binary");
 }

@@ -7,6 +7,7 @@
 //!
 //! Not here: what the bytes mean (`model`), when to purge or snapshot (`consensus`).
 
+pub mod disk_space;
 mod durable;
 #[cfg(feature = "chaos")]
 pub mod faults;
@@ -14,10 +15,12 @@ pub mod fs;
 pub mod log;
 pub mod log_store;
 pub mod memory_state;
+pub mod overlay_fs;
 pub mod sled_state;
 pub mod snapshot;
 pub mod state_store;
 
+pub use disk_space::{Ballast, DiskState, SpaceRules};
 pub use log::{LogConfig, MemoryLog, OpenError, SegmentedLog};
 pub use log_store::{
     Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,

@@ -10,7 +10,7 @@ use anchorhold_proto::peer_v1::{
     CallReply, CallRequest, InstallSnapshotReply, JoinReply, JoinRequest, LinkFrame, LinkMessage,
     PeerHello, SnapshotChunk,
 };
-use anchorhold_storage::GroupId;
+use anchorhold_storage::{DiskState, GroupId};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use prost::Message as _;
@@ -123,6 +123,10 @@ async fn hand_on_append(
             return;
         }
     };
+    if !append.request.entries.is_empty() && !replica.takes_entries() {
+        drop(answers.try_send(refusal(&question, "the disk of this node is full")));
+        return;
+    }
     let current = sessions.get(&group).is_some_and(|session| session.number == append.session);
     if !current {
         let (requests, queue) = mpsc::channel(SESSION_MAX);
@@ -278,6 +282,9 @@ impl PeerService for PeerEndpoint {
             .host
             .replica_of_group(group)
             .ok_or_else(|| Status::not_found("no replica of this group lives here"))?;
+        if self.host.fitness().report().disk == DiskState::Full {
+            return Err(Status::resource_exhausted("the disk of this node is full"));
+        }
         let content = replica.receive_snapshot(&first.header, chunks).await?;
         Ok(Response::new(InstallSnapshotReply { content }))
     }
@@ -288,6 +295,7 @@ impl PeerService for PeerEndpoint {
         let content = match CallKind::from_number(call.kind) {
             Some(CallKind::Server) => self.host.answer_call(from, call.content).await,
             Some(CallKind::Catalog) => self.host.answer_catalog_call(&call.content).await,
+            Some(CallKind::Vitals) => wire::encode(&self.host.fitness().vitals()),
             None => return Err(Status::unimplemented("unknown kind of call")),
         };
         Ok(Response::new(CallReply { content }))

@@ -6,5 +6,7 @@ mod support;
 
 mod catalog;
 mod faults;
+mod fitness;
+mod power;
 mod reads;
 mod writes;

@@ -1,8 +1,9 @@
 //! A cluster of hosts in this process.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anchorhold_consensus::seams::BoxFuture;
@@ -16,8 +17,12 @@ use anchorhold_model::{
     AccountNumber, Accuracy, Anchor, AnchorId, Changes, Command, Key, NodeId, OperationId, Outcome,
     Pose, RequestId, ShardId, Timestamp, Version, Write,
 };
+use anchorhold_storage::fs::MemoryFs;
 use anchorhold_storage::snapshot::SnapshotStore;
-use anchorhold_storage::{MemoryLog, MemoryState};
+use anchorhold_storage::{
+    Completion, GroupId, GroupLog, LogConfig, LogEntry, LogStats, LogStore, LogWrite, MemoryLog,
+    MemoryState, ReadError, SegmentedLog, SledConfig, SledState, StateStore,
+};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -40,14 +45,23 @@ fn monotonic_now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-struct TestClock {
+/// The clocks of one node; `wall_ahead_ms` can be moved.
+pub(crate) struct TestClock {
     start: std::time::Instant,
+    wall_ahead_ms: Arc<AtomicU64>,
+}
+
+/// All nodes' wall clocks start at the same moment, as those of real machines have.
+fn clocks_start() -> std::time::Instant {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(monotonic_now)
 }
 
 impl Clock for TestClock {
     fn wall(&self) -> Timestamp {
-        let elapsed = monotonic_now().duration_since(self.start).as_millis();
-        Timestamp(1_700_000_000_000 + u64::try_from(elapsed).unwrap())
+        let elapsed = monotonic_now().duration_since(clocks_start()).as_millis();
+        let ahead = self.wall_ahead_ms.load(Ordering::Relaxed);
+        Timestamp(1_700_000_000_000 + ahead + u64::try_from(elapsed).unwrap())
     }
 
     fn monotonic(&self) -> Duration {
@@ -116,19 +130,157 @@ impl CallHandler for Echo {
     }
 }
 
+/// A log whose disk can be told to answer nothing for a while.
+pub(crate) struct StallingLog {
+    log: Arc<dyn LogStore>,
+    stall: Arc<Stall>,
+}
+
+/// The answers that are held back; `None` while none is.
+#[derive(Default)]
+pub(crate) struct Stall(parking_lot::Mutex<Option<Vec<Answer>>>);
+
+type Answer = Box<dyn FnOnce() + Send>;
+
+impl Stall {
+    pub(crate) fn begin(&self) {
+        self.0.lock().get_or_insert_default();
+    }
+
+    pub(crate) fn end(&self) {
+        let held = self.0.lock().take();
+        held.into_iter().flatten().for_each(|answer| answer());
+    }
+}
+
+impl LogStore for StallingLog {
+    fn submit(&self, write: LogWrite, done: Completion) {
+        let stall = self.stall.clone();
+        let answer = move |result| {
+            let mut held = stall.0.lock();
+            match held.as_mut() {
+                Some(held) => held.push(Box::new(move || done(result))),
+                None => {
+                    drop(held);
+                    done(result);
+                }
+            }
+        };
+        self.log.submit(write, Box::new(answer));
+    }
+
+    fn group(&self, group: GroupId) -> Option<GroupLog> {
+        self.log.group(group)
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        self.log.groups()
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        indexes: std::ops::Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        self.log.read(group, indexes, bytes_max)
+    }
+
+    fn stats(&self) -> LogStats {
+        self.log.stats()
+    }
+}
+
 /// What survives a node's crash.
 pub(crate) struct Disk {
     pub(crate) log: Arc<MemoryLog>,
+    pub(crate) stall: Arc<Stall>,
     pub(crate) state: Arc<MemoryState>,
+    /// How far the machine's wall clock is ahead of the others'.
+    pub(crate) wall_ahead_ms: Arc<AtomicU64>,
     pub(crate) dir: tempfile::TempDir,
+    /// Stands in for `log` and `state` if it is there.
+    pub(crate) durable: Option<DurableDisk>,
+}
+
+/// The stores of a real node: the log on a file system that loses power, the state in sled.
+pub(crate) struct DurableDisk {
+    pub(crate) fs: MemoryFs,
+    pub(crate) state: tempfile::TempDir,
+    /// The mistake of answering before the fsync.
+    pub(crate) answers_early: bool,
+}
+
+/// Small, so that segments are turned over and removed under a test's load.
+const SMALL_LOG: LogConfig = LogConfig {
+    segment_bytes: 2 << 20,
+    batch_bytes_max: 1 << 20,
+    queued_bytes_max: 8 << 20,
+    recent_bytes_max: 1 << 20,
+    disk_bytes_target: 16 << 20,
+    disk_bytes_max: 1 << 30,
+    copy_bytes_max: 64 << 10,
+    idle_marker: Duration::from_millis(20),
+};
+
+impl DurableDisk {
+    pub(crate) fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        Self { fs: MemoryFs::new(), state, answers_early: false }
+    }
+
+    fn open(&self) -> (Arc<dyn LogStore>, Arc<dyn StateStore>) {
+        let fs = Arc::new(self.fs.clone());
+        let log = SegmentedLog::open(fs, Path::new("/log"), SMALL_LOG).unwrap();
+        let config = SledConfig { cache_bytes_max: 8 << 20, ..SledConfig::default() };
+        let (state, _) = SledState::open(self.state.path(), config).unwrap();
+        if self.answers_early {
+            return (Arc::new(EarlyLog(log)), Arc::new(state));
+        }
+        (Arc::new(log), Arc::new(state))
+    }
+}
+
+/// A log that says "durable" before it is.
+struct EarlyLog(SegmentedLog);
+
+impl LogStore for EarlyLog {
+    fn submit(&self, write: LogWrite, done: Completion) {
+        self.0.submit(write, Box::new(drop));
+        done(Ok(()));
+    }
+
+    fn group(&self, group: GroupId) -> Option<GroupLog> {
+        self.0.group(group)
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        self.0.groups()
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        indexes: std::ops::Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        self.0.read(group, indexes, bytes_max)
+    }
+
+    fn stats(&self) -> LogStats {
+        self.0.stats()
+    }
 }
 
 impl Disk {
     fn new() -> Self {
         Self {
             log: Arc::new(MemoryLog::new()),
+            stall: Arc::default(),
             state: Arc::new(MemoryState::new()),
+            wall_ahead_ms: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
+            durable: None,
         }
     }
 }
@@ -165,13 +317,20 @@ pub(crate) struct TestCluster {
 }
 
 fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
+    let (log, state): (Arc<dyn LogStore>, Arc<dyn StateStore>) = match &disk.durable {
+        Some(durable) => durable.open(),
+        None => (disk.log.clone(), disk.state.clone()),
+    };
     Seams {
         dial: Arc::new(LoopbackDial),
-        clock: Arc::new(TestClock { start: monotonic_now() }),
+        clock: Arc::new(TestClock {
+            start: monotonic_now(),
+            wall_ahead_ms: disk.wall_ahead_ms.clone(),
+        }),
         seed: 1,
         offload: Arc::new(Inline),
-        log: disk.log.clone(),
-        state: disk.state.clone(),
+        log: Arc::new(StallingLog { log, stall: disk.stall.clone() }),
+        state,
         snapshots: Arc::new(SnapshotStore::open(disk.dir.path()).unwrap()),
         exit,
     }
@@ -194,10 +353,11 @@ impl TestNode {
         join_at: Option<&str>,
         config: &ConsensusConfig,
         instance: u128,
+        durable: Option<DurableDisk>,
     ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let disk = Disk::new();
+        let disk = Disk { durable, ..Disk::new() };
         let ended = Arc::new(Ended::default());
         let node = registration(zone, &address);
         let (identity, peers, found) = match join_at {
@@ -264,7 +424,7 @@ impl TestNode {
         let runtime = self.running.take().unwrap().runtime.take().unwrap();
         let ended = tokio::task::spawn_blocking(|| runtime.shutdown_timeout(PATIENCE));
         ended.await.unwrap();
-        if power {
+        if power && self.disk.durable.is_none() {
             self.disk.log.crash();
             self.disk.state.crash();
         }
@@ -277,6 +437,15 @@ impl TestCluster {
     }
 
     pub(crate) async fn start_with(count: usize, config: ConsensusConfig) -> Self {
+        Self::start_on(count, config, || None).await
+    }
+
+    /// Nodes on disks that `durable` makes.
+    pub(crate) async fn start_on(
+        count: usize,
+        config: ConsensusConfig,
+        durable: impl Fn() -> Option<DurableDisk>,
+    ) -> Self {
         // `RUST_LOG=debug` shows what a failing test went through.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
@@ -286,7 +455,9 @@ impl TestCluster {
             let zone = format!("zone-{number}");
             let join_at = nodes.first().map(|first| first.address.clone());
             let instance = 1 + number as u128;
-            nodes.push(TestNode::first_start(&zone, join_at.as_deref(), &config, instance).await);
+            let (join_at, disk) = (join_at.as_deref(), durable());
+            let node = TestNode::first_start(&zone, join_at, &config, instance, disk).await;
+            nodes.push(node);
         }
         let cluster = Self { nodes, config };
         // Two voters survive no more than one does, so a second node only follows.
@@ -313,6 +484,21 @@ impl TestCluster {
         let node = &mut self.nodes[number];
         let listener = tokio::net::TcpListener::bind(&node.address).await.unwrap();
         node.run(listener, peers, None, &config).await;
+    }
+
+    /// Waits until another node than this one leads a shard.
+    pub(crate) async fn led_by_another(&self, shard: ShardId, than: usize) -> usize {
+        eventually("another node leads", || {
+            let others = self.nodes.iter().enumerate().filter(|(number, _)| *number != than);
+            let mut leads = others.filter(|(_, node)| {
+                node.running
+                    .as_ref()
+                    .and_then(|running| running.host.replica(shard))
+                    .is_some_and(|replica| replica.is_leader())
+            });
+            leads.next().map(|(number, _)| number)
+        })
+        .await
     }
 
     /// Creates an account with shards on all nodes, and waits until each is led.

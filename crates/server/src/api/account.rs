@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_consensus::ProposeError;
+use anchorhold_consensus::{Host, ProposeError};
 use anchorhold_model::catalog::{
     AccountRecord, ApiKey, CatalogCommand, CatalogOutcome, CatalogRejection, CatalogState,
     ClassRecord, DEFAULT_CLASS,
@@ -125,7 +125,7 @@ async fn create(
     let shards = usize::try_from(request.shards.max(1)).unwrap_or(1);
     // The catalog puts the number in: it is not known before.
     let cuts = layout::even_cuts(AccountNumber(0), shards);
-    let placements = placements(&catalog, class, cuts.len() + 1)?;
+    let placements = placements(&call.core.host, &catalog, class, cuts.len() + 1)?;
     let (key, text) = make_key(&call);
     let command = CatalogCommand::CreateAccount {
         request_id,
@@ -283,7 +283,7 @@ async fn lay_out(
         let message = "the account holds anchors: it can be laid out only while it is empty";
         return Err(Failure::new(Reason::AccountNotEmpty, message));
     }
-    let placements = placements(&catalog, class, cuts.len() + 1)?;
+    let placements = placements(&call.core.host, &catalog, class, cuts.len() + 1)?;
     for shard in &current {
         retire(&call, shard).await?;
     }
@@ -392,11 +392,13 @@ fn class_of<'a>(catalog: &'a CatalogState, name: &str) -> Result<&'a ClassRecord
 }
 
 fn placements(
+    host: &Host,
     catalog: &CatalogState,
     class: &ClassRecord,
     shards: usize,
 ) -> Result<Vec<Vec<anchorhold_model::NodeId>>, Failure> {
-    let placed = layout::place(catalog, class.home.as_deref(), shards);
+    let has_room = |node| host.has_room(node);
+    let placed = layout::place(catalog, class.home.as_deref(), shards, &has_room);
     if placed.len() == shards {
         return Ok(placed);
     }
@@ -414,6 +416,9 @@ async fn propose(call: &Call, command: CatalogCommand) -> Result<CatalogOutcome,
             }
             ProposeError::Busy { .. } => {
                 Failure::new(Reason::Overloaded, "too many changes wait for the catalog")
+            }
+            ProposeError::DiskFull { .. } => {
+                Failure::new(Reason::DiskFull, "the disks have no room for more")
             }
             ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. } => {
                 Failure::new(Reason::CommitUnknown, "whether the change was made is not known")

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anchorhold_consensus::Trouble;
 use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
-use anchorhold_model::{AccountNumber, Key, KeyRange, ShardId};
+use anchorhold_model::{AccountNumber, Key, KeyRange, NodeId, ShardId};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::cluster_service_server::ClusterService;
 use anchorhold_proto::convert::{
@@ -13,10 +14,12 @@ use anchorhold_proto::convert::{
 use anchorhold_proto::limits::page_size;
 use anchorhold_proto::text::uuid_text;
 use anchorhold_proto::{Failure, PageToken, QueryHash, Reason};
+use anchorhold_storage::DiskState;
 use tonic::{Request, Response, Status};
 
 use super::{Call, Door};
 use crate::authorize::{Audience, Caller};
+use crate::request::{self, NodeReply, NodeReport, NodeRequest};
 use crate::survey::{Health, ShardSurvey, Survey};
 
 /// The service.
@@ -62,6 +65,17 @@ impl ClusterService for Cluster {
             .await
     }
 
+    async fn release_ballast(
+        &self,
+        request: Request<wire::ReleaseBallastRequest>,
+    ) -> Result<Response<wire::ReleaseBallastResponse>, Status> {
+        self.door
+            .call("ReleaseBallast", Audience::Operators, request, |call, request| async move {
+                release_ballast(&call, &request).await
+            })
+            .await
+    }
+
     async fn list_zones(
         &self,
         request: Request<wire::ListZonesRequest>,
@@ -82,13 +96,6 @@ impl ClusterService for Cluster {
                 list_shards(&call.core.survey().await, &request)
             })
             .await
-    }
-
-    async fn get_replica_digest(
-        &self,
-        request: Request<wire::GetReplicaDigestRequest>,
-    ) -> Result<Response<wire::GetReplicaDigestResponse>, Status> {
-        self.door.call("GetReplicaDigest", Audience::Operators, request, replica_digest).await
     }
 
     async fn get_server_info(
@@ -162,11 +169,7 @@ fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) 
         region: record.region.clone(),
         zone: record.zone.clone(),
         state: node_state(record.state, report.is_some()).into(),
-        disk: if report.is_some() {
-            wire::DiskState::Normal.into()
-        } else {
-            wire::DiskState::Unspecified.into()
-        },
+        disk: report.map_or(wire::DiskState::Unspecified, disk_state).into(),
         client_address: record.client_address.clone(),
         peer_address: record.peer_address.clone(),
         version: record.version.clone(),
@@ -177,7 +180,64 @@ fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) 
         disk_bytes_free: report.map_or(0, |report| report.disk_bytes_free),
         start_time: report.map(|report| time_to_wire(report.started)),
         last_report_time: report.map(|_| time_to_wire(now)),
+        ballast_bytes: report.map_or(0, |report| report.ballast_bytes),
+        troubles: report
+            .map(|report| report.troubles.iter().map(|one| trouble(*one).into()).collect())
+            .unwrap_or_default(),
+        clock_offset: report.and_then(|report| {
+            let offset = report.clock_offset_ms?;
+            let nanos = i32::try_from(offset % 1_000 * 1_000_000).unwrap_or(0);
+            Some(prost_types::Duration { seconds: offset / 1_000, nanos })
+        }),
     }
+}
+
+fn disk_state(report: &NodeReport) -> wire::DiskState {
+    match DiskState::from_number(report.disk) {
+        DiskState::Normal => wire::DiskState::Normal,
+        DiskState::AlmostFull => wire::DiskState::AlmostFull,
+        DiskState::Full => wire::DiskState::Full,
+    }
+}
+
+fn trouble(trouble: Trouble) -> wire::NodeTrouble {
+    match trouble {
+        Trouble::DiskAlmostFull => wire::NodeTrouble::DiskAlmostFull,
+        Trouble::DiskFull => wire::NodeTrouble::DiskFull,
+        Trouble::DiskStalled => wire::NodeTrouble::DiskStalled,
+        Trouble::ClockOff => wire::NodeTrouble::ClockOff,
+    }
+}
+
+async fn release_ballast(
+    call: &Call,
+    request: &wire::ReleaseBallastRequest,
+) -> Result<wire::ReleaseBallastResponse, Failure> {
+    let core = &call.core;
+    let node = NodeId(request.node_id);
+    let no_answer = |reason: &str| {
+        let message = format!("node {node} did not give its ballast back: {reason}");
+        Failure::new(Reason::ShardUnavailable, message)
+    };
+    let released = if node == core.place.node {
+        core.release_ballast()
+    } else if core.catalog().nodes.contains_key(&node) {
+        let question = request::encode(&NodeRequest::ReleaseBallast)
+            .map_err(|error| no_answer(&error.to_string()))?;
+        let answer = core.host.call(node, question, call.deadline.remaining()).await;
+        let answer = answer.map_err(|error| no_answer(&error.to_string()))?;
+        match request::decode::<NodeReply>(&answer) {
+            Ok(NodeReply::BallastReleased(released)) => released,
+            Ok(NodeReply::Status(_) | NodeReply::Shard(_)) => {
+                return Err(no_answer("it answered something else"));
+            }
+            Err(error) => return Err(no_answer(&error.to_string())),
+        }
+    } else {
+        return Err(Failure::new(Reason::NodeNotFound, format!("there is no node {node}")));
+    };
+    let bytes_released = released.map_err(|reason| no_answer(&reason))?;
+    Ok(wire::ReleaseBallastResponse { bytes_released })
 }
 
 /// What the catalog says of a node's life, corrected by whether it answers now.
@@ -287,34 +347,6 @@ fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
         replicas: replicas.collect(),
         degraded: survey.degraded,
     }
-}
-
-async fn replica_digest(
-    call: Call,
-    request: wire::GetReplicaDigestRequest,
-) -> Result<wire::GetReplicaDigestResponse, Failure> {
-    let shard_id = ShardId(request.shard_id);
-    let unavailable = |message| Failure::new(Reason::ShardUnavailable, message);
-    let replica = match shard_id {
-        ShardId::CATALOG => call.core.host.catalog_replica(),
-        _ => call
-            .core
-            .host
-            .replica(shard_id)
-            .ok_or_else(|| unavailable("this node has no replica of the shard"))?,
-    };
-    let digested = replica.digest().await.map_err(|error| {
-        tracing::error!(%error, "a replica could not be digested");
-        Failure::new(Reason::Internal, "the replica's state cannot be read")
-    })?;
-    let found = digested.ok_or_else(|| unavailable("the replica changes all the time"))?;
-    Ok(wire::GetReplicaDigestResponse {
-        node_id: call.core.place.node.0,
-        applied_index: found.applied_index,
-        revision: found.revision,
-        anchors: found.anchors,
-        digest: found.digest.to_string(),
-    })
 }
 
 fn server_info(call: &Call) -> wire::GetServerInfoResponse {
