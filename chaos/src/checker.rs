@@ -10,6 +10,7 @@
 //! | [`Presence`] | anchors that are created and deleted: reads, lists, nearest neighbours | O(n log n + queries · anchors) |
 //! | [`expiry`] | anchors that expire | O(n log n) |
 //! | [`sessions`] | reads of sessions | O(n) |
+//! | [`convergence`] | the cluster after the heal | – |
 //!
 //! A verdict is one of three: kept, broken with evidence, or unknown. Unknown is never a pass.
 
@@ -17,6 +18,7 @@ mod findings;
 mod presence;
 mod version_order;
 
+pub mod convergence;
 pub mod expiry;
 pub mod sessions;
 pub mod wgl;

@@ -27,3 +27,4 @@ pub mod workload;
 pub mod history;
 pub mod checker;
 pub mod judge;
+pub mod report;

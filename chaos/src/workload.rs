@@ -33,3 +33,4 @@ pub use self::config::{
     WorkloadConfig,
 };
 pub use self::running::{Progress, RunningWorkload, start};
+pub(crate) use self::wire::rows_of_page;

@@ -190,7 +190,7 @@ pub(super) fn row_of(anchor: &v1::Anchor, distance_m: f64) -> Option<Row> {
 }
 
 /// The anchors of a page.
-pub(super) fn rows_of_page(anchors: &[v1::Anchor]) -> Option<Vec<Row>> {
+pub(crate) fn rows_of_page(anchors: &[v1::Anchor]) -> Option<Vec<Row>> {
     anchors.iter().map(|anchor| row_of(anchor, 0.0)).collect()
 }
 

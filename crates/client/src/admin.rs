@@ -96,6 +96,9 @@ impl AdminClient {
         list_zones(ListZonesRequest) -> ListZonesResponse = LIST_ZONES;
         /// Lists one page of shards.
         list_shards(ListShardsRequest) -> ListShardsResponse = LIST_SHARDS;
+        /// Digests a replica of the node that is asked.
+        get_replica_digest(GetReplicaDigestRequest) -> GetReplicaDigestResponse
+            = GET_REPLICA_DIGEST;
         /// Says what a node runs.
         get_server_info(GetServerInfoRequest) -> GetServerInfoResponse = GET_SERVER_INFO;
         /// Says whom the key belongs to.

@@ -23,6 +23,7 @@ pub mod replica;
 pub mod seams;
 
 mod catalog_calls;
+mod digest;
 mod join;
 mod keys;
 mod log;
@@ -42,6 +43,7 @@ mod wire;
 mod suite_tests;
 
 pub use config::{ConsensusConfig, Identity};
+pub use digest::ReplicaDigest;
 pub use error::{CallError, ProposeError, ReadError};
 pub use fitness::{FitnessReport, Trouble};
 pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};

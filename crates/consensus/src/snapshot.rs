@@ -105,7 +105,7 @@ fn successor(key: &[u8]) -> Vec<u8> {
     next
 }
 
-fn content_bounds(shard_id: ShardId, shard: Option<&ShardState>) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn content_bounds(shard_id: ShardId, shard: Option<&ShardState>) -> (Vec<u8>, Vec<u8>) {
     match shard {
         Some(shard) => keys::records(shard.descriptor.range),
         None => {

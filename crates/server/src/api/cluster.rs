@@ -98,6 +98,13 @@ impl ClusterService for Cluster {
             .await
     }
 
+    async fn get_replica_digest(
+        &self,
+        request: Request<wire::GetReplicaDigestRequest>,
+    ) -> Result<Response<wire::GetReplicaDigestResponse>, Status> {
+        self.door.call("GetReplicaDigest", Audience::Operators, request, replica_digest).await
+    }
+
     async fn get_server_info(
         &self,
         request: Request<wire::GetServerInfoRequest>,
@@ -347,6 +354,34 @@ fn shard(catalog: &CatalogState, survey: &ShardSurvey<'_>) -> wire::Shard {
         replicas: replicas.collect(),
         degraded: survey.degraded,
     }
+}
+
+async fn replica_digest(
+    call: Call,
+    request: wire::GetReplicaDigestRequest,
+) -> Result<wire::GetReplicaDigestResponse, Failure> {
+    let shard_id = ShardId(request.shard_id);
+    let unavailable = |message| Failure::new(Reason::ShardUnavailable, message);
+    let replica = match shard_id {
+        ShardId::CATALOG => call.core.host.catalog_replica(),
+        _ => call
+            .core
+            .host
+            .replica(shard_id)
+            .ok_or_else(|| unavailable("this node has no replica of the shard"))?,
+    };
+    let digested = replica.digest().await.map_err(|error| {
+        tracing::error!(%error, "a replica could not be digested");
+        Failure::new(Reason::Internal, "the replica's state cannot be read")
+    })?;
+    let found = digested.ok_or_else(|| unavailable("the replica changes all the time"))?;
+    Ok(wire::GetReplicaDigestResponse {
+        node_id: call.core.place.node.0,
+        applied_index: found.applied_index,
+        revision: found.revision,
+        anchors: found.anchors,
+        digest: found.digest.to_string(),
+    })
 }
 
 fn server_info(call: &Call) -> wire::GetServerInfoResponse {

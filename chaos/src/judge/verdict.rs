@@ -1,0 +1,244 @@
+//! From a run's directory to a report.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+
+use super::collect::{FinalState, histories, read_back_file, read_final_state};
+use super::timeline::Story;
+use super::traffic::Traffic;
+use super::workload::{Judged, judge};
+use super::{Invariant, budget, matrix};
+use crate::checker::{Findings, convergence};
+use crate::events::read_events;
+use crate::history::End;
+use crate::report::{
+    self, InvariantResult, InvariantState, REPORT_FORMAT, Report, RunFacts, Texts, Totals, Verdict,
+    WorkloadSummary,
+};
+use crate::run_directory::{RunDescription, RunDirectory};
+
+/// A sleeper that wakes so late, in milliseconds, says that the machine and not the cluster was
+/// slow: times measured then prove nothing against a budget.
+const LATENESS_MS_MAX: f64 = 100.0;
+
+/// Judges a run by its directory.
+///
+/// # Errors
+/// If the directory cannot be read or a record is damaged. A run that proves nothing is no error
+/// here: its verdict says so.
+pub fn check(directory: &RunDirectory) -> anyhow::Result<Report> {
+    let description = directory.description()?;
+    let story = Story::of(&read_events(&directory.events_file())?);
+    let mut problems = story.harness_errors.clone();
+    let state = read_final_state(directory).unwrap_or_else(|error| {
+        problems.push(format!("the cluster was not read back after the heal: {error:#}"));
+        FinalState::default()
+    });
+    let mut traffic = Traffic::default();
+    let mut judged = Vec::new();
+    for (number, path) in (0..).zip(histories(directory)?) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let back = read_back_file(directory, &name);
+        judged.push(
+            judge(number, &path, &back, &state.nodes, &mut traffic)
+                .with_context(|| format!("judging {}", path.display()))?,
+        );
+    }
+    if judged.is_empty() {
+        problems.push("no workload was recorded".to_owned());
+    }
+    for one in judged.iter().filter(|one| one.end != End::Whole) {
+        problems.push(format!("the record of {} is cut off", one.name));
+    }
+    for fault in
+        story.faults.values().filter(|fault| fault.canary == crate::events::Canary::DidNotTake)
+    {
+        problems
+            .push(format!("fault {} ({} {}) did not take", fault.id, fault.fault, fault.target));
+    }
+    let mut findings = Findings::default();
+    if !state.shards.is_empty() {
+        findings.extend(convergence::check(&state).of_workload("after the heal"));
+    }
+    Ok(assemble(&description, &story, &state, traffic, judged, findings, problems))
+}
+
+/// Writes `report.json`, `junit.xml` and `report.html`.
+///
+/// # Errors
+/// If the disk fails.
+pub fn write(report: &Report, directory: &RunDirectory) -> anyhow::Result<()> {
+    let json = serde_json::to_vec_pretty(report)?;
+    for (path, content) in [
+        (directory.report_json(), json),
+        (directory.junit_xml(), report::junit(report).into_bytes()),
+        (directory.report_html(), report::html(report).into_bytes()),
+    ] {
+        std::fs::write(&path, content)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn assemble(
+    description: &RunDescription,
+    story: &Story,
+    state: &FinalState,
+    mut traffic: Traffic,
+    judged: Vec<Judged>,
+    mut findings: Findings,
+    problems: Vec<String>,
+) -> Report {
+    let faults = budget::faults(story, &traffic, state);
+    let (mut totals, mut workloads) = (Totals::default(), Vec::new());
+    let (mut writes_ms, mut reads_ms) = (Vec::new(), Vec::new());
+    for one in judged {
+        totals.extend(&one.share.totals);
+        workloads.push(summary(&one));
+        let (writes, reads) = one.share.times_ms();
+        writes_ms.extend(writes.iter().map(|ms| f64::from(*ms)));
+        reads_ms.extend(reads.iter().map(|ms| f64::from(*ms)));
+        findings.extend(one.findings);
+    }
+    totals.faults = faults.iter().filter(|fault| fault.took != Some(false)).count() as u64;
+    let asked: BTreeSet<Invariant> =
+        description.invariants.iter().filter_map(|name| Invariant::named(name)).collect();
+    let invariants = Invariant::ALL.iter().map(|one| invariant(*one, &asked, &findings)).collect();
+    let duration_ns = traffic.end_ns.max(story.end_ns);
+    let mut timeline = traffic.seconds(duration_ns / 1_000_000_000 + 1);
+    story.fill(&mut timeline);
+    let mut report = Report {
+        format: REPORT_FORMAT,
+        run: facts(description, state, duration_ns),
+        verdict: Verdict::Pass,
+        reasons: Vec::new(),
+        notes: story.deaths.clone(),
+        totals,
+        workloads,
+        invariants,
+        budgets: budget::budgets(&description.budgets, &faults, writes_ms, reads_ms),
+        recovery: budget::recovery(&faults),
+        matrix: matrix::matrix(&faults, &findings.violations),
+        violations: findings.violations,
+        faults,
+        timeline,
+        phases: story.phases.clone(),
+        texts: Texts {
+            scenario: description.scenario_text.clone(),
+            topology: description.topology_text.clone(),
+        },
+    };
+    decide(&mut report, problems);
+    report
+}
+
+fn summary(judged: &Judged) -> WorkloadSummary {
+    let (writes, reads) = judged.share.spreads();
+    WorkloadSummary {
+        name: judged.name.clone(),
+        totals: judged.share.totals,
+        writes,
+        reads,
+        is_whole: judged.end == End::Whole,
+    }
+}
+
+fn facts(description: &RunDescription, state: &FinalState, duration_ns: u64) -> RunFacts {
+    let zones: BTreeSet<&String> = description.zones.values().collect();
+    RunFacts {
+        scenario: description.scenario.clone(),
+        seed: description.seed,
+        driver: description.driver.clone(),
+        version: description.version.clone(),
+        replay: description.replay.clone(),
+        started_at_unix_ms: description.started_at_unix_ms,
+        duration_ns,
+        nodes: description.zones.len(),
+        zones: zones.len(),
+        shards: state.shards.len(),
+    }
+}
+
+fn invariant(
+    invariant: Invariant,
+    asked: &BTreeSet<Invariant>,
+    findings: &Findings,
+) -> InvariantResult {
+    let checked = findings.checked.get(&invariant).copied().unwrap_or_default();
+    let broken = findings.count(invariant);
+    let open: Vec<String> = findings
+        .open
+        .iter()
+        .filter(|(of, _)| *of == invariant)
+        .map(|(_, text)| text.clone())
+        .collect();
+    let state = if 0 < broken {
+        InvariantState::Broken
+    } else if !open.is_empty() {
+        InvariantState::Undecided
+    } else if checked == 0 {
+        InvariantState::Untested
+    } else {
+        InvariantState::Kept
+    };
+    InvariantResult { invariant, asked: asked.contains(&invariant), state, checked, broken, open }
+}
+
+/// Decides the verdict: broken promises first, then what keeps the run from proving anything.
+fn decide(report: &mut Report, problems: Vec<String>) {
+    let mut broken = Vec::new();
+    let mut open = Vec::new();
+    for one in &report.invariants {
+        let name = one.invariant;
+        match one.state {
+            InvariantState::Broken => {
+                broken.push(format!("{name} was broken {} times", one.broken));
+            }
+            InvariantState::Undecided => {
+                open.push(format!("{name} could not be decided: {}", one.open[0]))
+            }
+            InvariantState::Untested if one.asked => {
+                open.push(format!("{name} was asked for and nothing tested it"));
+            }
+            InvariantState::Untested | InvariantState::Kept => {}
+        }
+    }
+    let mut missed = Vec::new();
+    for budget in &report.budgets {
+        let name = format!("{}_{}", budget.name, budget.statistic.suffix());
+        match budget.value {
+            None => open.push(format!("{name} has a budget and was not measured")),
+            Some(value) if budget.bound < value => {
+                missed.push(format!(
+                    "{name} is {value:.0} ms, above its budget of {:.0} ms",
+                    budget.bound
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let slow = report.timeline.iter().map(|second| second.lateness_ms).fold(0.0, f64::max);
+    if LATENESS_MS_MAX < slow {
+        let text = format!(
+            "the machine was slow: a sleeper of 1 ms woke {slow:.0} ms late (99th percentile of a second)"
+        );
+        if missed.is_empty() {
+            report.notes.push(text);
+        } else {
+            open.push(text);
+        }
+    }
+    report.verdict = if !broken.is_empty() {
+        Verdict::InvariantBroken
+    } else if !problems.is_empty() {
+        Verdict::HarnessError
+    } else if !open.is_empty() {
+        Verdict::Inconclusive
+    } else if !missed.is_empty() {
+        Verdict::BudgetMissed
+    } else {
+        Verdict::Pass
+    };
+    report.reasons = [broken, problems, open, missed].concat();
+}
