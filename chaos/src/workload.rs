@@ -28,6 +28,7 @@ mod stage;
 mod wire;
 
 pub use self::access::{ClusterAccess, NodeAccess};
+pub(crate) use self::access::{make_key, revoke_key};
 pub use self::config::{
     ExpiryConfig, ListConfig, NearestConfig, RegisterConfig, SessionConfig, SetConfig,
     WorkloadConfig,

@@ -18,7 +18,7 @@ pub fn check(state: &FinalState) -> Findings {
         check_digests(shard, &mut findings);
         check_zones(shard, &zones, &mut findings);
     }
-    check_cover(&state.shards, &mut findings);
+    check_cover(&state.accounts, &state.shards, &mut findings);
     findings
 }
 
@@ -112,40 +112,70 @@ fn check_zones(shard: &FinalShard, zones: &BTreeMap<u64, (&str, &str)>, findings
     }
 }
 
-/// Ranges follow each other from the first key to the last.
-fn check_cover(shards: &[FinalShard], findings: &mut Findings) {
-    let mut ranges: Vec<&FinalShard> = shards.iter().filter(|shard| shard.shard_id != 0).collect();
-    ranges.sort_by(|a, b| a.start.cmp(&b.start));
-    findings.check(Invariant::KeysCoveredOnce, ranges.len() as u64);
+/// Bits of a key below the account's number.
+const ACCOUNT_SHIFT: u32 = 96;
+
+/// No two ranges share a key, and every account's keys lie in some range. Keys of no account belong
+/// to nobody.
+fn check_cover(accounts: &[u32], shards: &[FinalShard], findings: &mut Findings) {
+    findings.check(Invariant::KeysCoveredOnce, accounts.len() as u64);
     let mut wrong = |text: String| findings.violate(Invariant::KeysCoveredOnce, || text, Vec::new);
-    let Some((first, last)) = ranges.first().zip(ranges.last()) else {
-        return wrong("there are no shards".to_owned());
-    };
-    if first.start.chars().any(|digit| digit != '0') {
-        wrong(format!("no shard holds the keys before {}", first.start));
+    let mut ranges = Vec::new();
+    for shard in shards.iter().filter(|shard| shard.shard_id != 0) {
+        match range(shard) {
+            Some((first, last)) => ranges.push((first, last, shard)),
+            None => wrong(format!("the range of {} is empty or cannot be read", name(shard))),
+        }
     }
-    if !last.end.is_empty() {
-        wrong(format!("no shard holds the keys from {} on", last.end));
-    }
+    ranges.sort_by_key(|(first, last, shard)| (*first, *last, shard.shard_id));
     for pair in ranges.windows(2) {
-        let [before, after] = pair else { continue };
-        if before.end.is_empty() || after.start < before.end {
+        let [(_, last, before), (first, _, after)] = pair else { continue };
+        if first <= last {
             wrong(format!(
                 "{} and {} both hold keys from {} on",
                 name(before),
                 name(after),
                 after.start
             ));
-        } else if before.end < after.start {
-            wrong(format!("no shard holds the keys from {} to {}", before.end, after.start));
         }
     }
+    for account in accounts {
+        let mut next = u128::from(*account) << ACCOUNT_SHIFT;
+        let end = next | ((1 << ACCOUNT_SHIFT) - 1);
+        let mut is_whole = false;
+        for (first, last, _) in &ranges {
+            if *first <= next && next <= *last {
+                is_whole = end <= *last;
+                next = last.saturating_add(1);
+            }
+            if is_whole {
+                break;
+            }
+        }
+        if !is_whole {
+            wrong(format!("no shard holds the keys of account {account} from {next:032x} on"));
+        }
+    }
+}
+
+/// First and last key of a shard.
+fn range(shard: &FinalShard) -> Option<(u128, u128)> {
+    let first = u128::from_str_radix(&shard.start, 16).ok()?;
+    let last = match shard.end.as_str() {
+        "" => u128::MAX,
+        end => u128::from_str_radix(end, 16).ok()?.checked_sub(1)?,
+    };
+    (first <= last).then_some((first, last))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::judge::{FinalNode, FinalReplica};
+
+    const START: u128 = 1 << 96;
+    const HALF: u128 = START + (1 << 95);
+    const END: u128 = 2 << 96;
 
     fn replica(node_id: u64) -> FinalReplica {
         let digest = DigestRead::Made { applied_index: 7, anchors: 3, digest: "aa".to_owned() };
@@ -167,7 +197,12 @@ mod tests {
         };
         FinalState {
             nodes: [(1, "a"), (2, "b"), (3, "c")].map(node).to_vec(),
-            shards: vec![shard(0, "", ""), shard(1, "00", "80"), shard(2, "80", "")],
+            accounts: vec![1],
+            shards: vec![
+                shard(0, "", ""),
+                shard(1, &format!("{START:032x}"), &format!("{HALF:032x}")),
+                shard(2, &format!("{HALF:032x}"), &format!("{END:032x}")),
+            ],
             waited_ms: 1,
         }
     }
@@ -206,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn gaps_and_overlaps_of_key_ranges_are_caught() {
-        for (start, end) in [("81", ""), ("7f", ""), ("80", "ff")] {
-            check_broken(
-                |state| state.shards[2] = shard(2, start, end),
-                Invariant::KeysCoveredOnce,
-            );
+    fn gaps_and_overlaps_of_an_accounts_keys_are_caught() {
+        let cut =
+            |start: u128, end: u128| shard(2, &format!("{start:032x}"), &format!("{end:032x}"));
+        for (start, end) in [(HALF + 1, END), (HALF - 1, END), (HALF, END - 1), (HALF, HALF)] {
+            check_broken(|state| state.shards[2] = cut(start, end), Invariant::KeysCoveredOnce);
         }
-        check_broken(|state| state.shards[1] = shard(1, "01", "80"), Invariant::KeysCoveredOnce);
+        check_broken(|state| state.accounts.push(2), Invariant::KeysCoveredOnce);
+        check_broken(|state| drop(state.shards.remove(1)), Invariant::KeysCoveredOnce);
     }
 
     #[test]

@@ -20,7 +20,9 @@ use crate::history::{
     Action, Header, HistoryReader, Level, Operation, Outcome, Recorder, Row, Served,
 };
 use crate::run_directory::RunDirectory;
-use crate::workload::{ClusterAccess, NodeAccess, WorkloadConfig, rows_of_page};
+use crate::workload::{
+    ClusterAccess, NodeAccess, WorkloadConfig, make_key, revoke_key, rows_of_page,
+};
 
 /// The cluster after the heal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ use crate::workload::{ClusterAccess, NodeAccess, WorkloadConfig, rows_of_page};
 pub struct FinalState {
     /// All nodes.
     pub nodes: Vec<FinalNode>,
+    /// The numbers of all accounts.
+    pub accounts: Vec<u32>,
     /// All shards by range, the catalog first.
     pub shards: Vec<FinalShard>,
     /// How long it took until all replicas were equal, or were given up, in milliseconds.
@@ -173,9 +177,23 @@ async fn final_state(access: &ClusterAccess) -> anyhow::Result<FinalState> {
         if is_settled || SETTLE_MAX <= begun.elapsed() {
             let nodes = access.nodes.iter().map(FinalNode::of).collect();
             let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            return Ok(FinalState { nodes, shards, waited_ms });
+            let accounts = list_accounts(&admin).await?;
+            return Ok(FinalState { nodes, accounts, shards, waited_ms });
         }
         sleep(POLL_INTERVAL).await;
+    }
+}
+
+async fn list_accounts(admin: &AdminClient) -> anyhow::Result<Vec<u32>> {
+    let mut request = admin_v1::ListAccountsRequest { page_size: PAGE_SIZE, ..Default::default() };
+    let mut numbers = Vec::new();
+    loop {
+        let page = admin.list_accounts(request.clone()).await?;
+        numbers.extend(page.accounts.iter().map(|account| account.number));
+        if page.next_page_token.is_empty() {
+            return Ok(numbers);
+        }
+        request.page_token = page.next_page_token;
     }
 }
 
@@ -269,17 +287,13 @@ async fn read_back(
     }
     let admin = access.admin(CALL_DEADLINE)?;
     // A key of its own, which ends with the reading: the run's directory holds no secrets.
-    let request = admin_v1::CreateApiKeyRequest { account: header.account, ..Default::default() };
-    let created = admin.create_api_key(request).await.context("making a key")?;
+    let (key_id, api_key) = make_key(&admin, header.account).await?;
     let path = read_back_file(directory, &header.name);
     remove_earlier(&path)?;
     let recorder = Recorder::create(&path, header)?;
-    let read = read_all(access, &created.api_key, &recorder).await;
+    let read = read_all(access, &api_key, &recorder).await;
     recorder.finish()?;
-    let key_id = created.key.unwrap_or_default().key_id;
-    let revoke =
-        admin_v1::RevokeApiKeyRequest { account: header.account, key_id, ..Default::default() };
-    admin.revoke_api_key(revoke).await.context("revoking the key")?;
+    revoke_key(&admin, header.account, key_id).await?;
     read
 }
 

@@ -54,7 +54,10 @@ impl Streams {
         for write in writes {
             if !write.resolved {
                 all.push(write.end_ns);
-                clients.entry(write.client).or_default().push(write.end_ns);
+                // Who only prepares is soon done and waits for nothing.
+                if write.client.1 != u32::MAX {
+                    clients.entry(write.client).or_default().push(write.end_ns);
+                }
             }
             if write.shard != 0 {
                 shards.entry(write.shard).or_default().push(*write);
@@ -74,7 +77,8 @@ impl Streams {
         Self { all, clients, shards }
     }
 
-    /// What happened in a window around a fault that hit these nodes at `asked_ns`.
+    /// What happened in a window around a fault that hit these nodes at `asked_ns`. Which shards were
+    /// not affected cannot be said without knowing whom it hit.
     pub(super) fn gaps(&self, window: Window, asked_ns: u64, hit: &BTreeSet<u64>) -> Gaps {
         let largest = |ends: &Vec<u64>| largest_gap(ends, window);
         let mut worst_shard = None;
@@ -82,7 +86,8 @@ impl Streams {
         for writes in self.shards.values() {
             let gap = unserved(writes, window);
             worst_shard = worst_shard.max(gap);
-            if leader_at(writes, asked_ns).is_some_and(|leader| !hit.contains(&leader)) {
+            let leader = leader_at(writes, asked_ns).filter(|_| !hit.is_empty());
+            if leader.is_some_and(|leader| !hit.contains(&leader)) {
                 worst_unaffected = worst_unaffected.max(gap);
             }
         }
@@ -204,6 +209,14 @@ mod tests {
         let streams = Streams::new(&writes.concat());
         let gaps = streams.gaps(window(800, 3_000), 1_000 * MS, &BTreeSet::from([1]));
         assert_eq!(gaps.worst_client, Some(2_000 * MS));
+    }
+
+    #[test]
+    fn who_only_prepared_the_anchors_is_no_client_that_waits() {
+        let writes = [steady(0, 500, u32::MAX, 7, 1), steady(0, 3_000, 2, 7, 1)];
+        let streams = Streams::new(&writes.concat());
+        let gaps = streams.gaps(window(800, 3_000), 1_000 * MS, &BTreeSet::new());
+        assert_eq!((gaps.worst_client, gaps.worst_unaffected_shard), (Some(10 * MS), None));
     }
 
     #[test]

@@ -44,11 +44,56 @@ invariants! {
     ListedOnce "listed_once" "A list by page holds everything that was there throughout exactly once.";
     OneLeader "one_leader" "After the heal each shard has exactly one leader and all its replicas.";
     ReplicasEqual "replicas_equal" "After the heal all replicas of a shard hold the same state, bit by bit.";
-    KeysCoveredOnce "keys_covered_once" "After the heal each key belongs to exactly one shard.";
+    KeysCoveredOnce "keys_covered_once" "After the heal each key of every account belongs to exactly one shard.";
     ZonesDistinct "zones_distinct" "After the heal the voters of a shard stand in different zones.";
 }
 
 impl Invariant {
+    /// What a workload of a kind tests. What is not in any list is tested by reading the healed
+    /// cluster.
+    pub fn tested_by(kind: &str) -> &'static [Self] {
+        match kind {
+            "register" => &[
+                Self::NothingDoubled,
+                Self::ReplicasComplete,
+                Self::Linearizable,
+                Self::LinearizableSampled,
+                Self::StalenessBounded,
+            ],
+            "session" => &[
+                Self::NothingDoubled,
+                Self::ReplicasComplete,
+                Self::Linearizable,
+                Self::SessionsKept,
+            ],
+            "set" => &[
+                Self::NothingLost,
+                Self::NothingResurrected,
+                Self::NothingDoubled,
+                Self::ReplicasComplete,
+            ],
+            "nearest" => &[
+                Self::NothingLost,
+                Self::NothingDoubled,
+                Self::ReplicasComplete,
+                Self::NearestExact,
+            ],
+            "list" => {
+                &[Self::NothingLost, Self::NothingDoubled, Self::ReplicasComplete, Self::ListedOnce]
+            }
+            "expiry" => &[Self::ExpiryOnTime],
+            _ => &[],
+        }
+    }
+
+    /// Whether reading the healed cluster tests it, whatever the workloads.
+    pub fn is_of_cluster(self) -> bool {
+        matches!(
+            self,
+            Self::OneLeader | Self::ReplicasEqual | Self::KeysCoveredOnce | Self::ZonesDistinct
+        )
+    }
+
     /// The invariant of a name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|invariant| invariant.name() == name)

@@ -96,8 +96,9 @@ impl Story {
         }
     }
 
-    /// From a moment on, how long it took until a sample showed what is wanted, in nanoseconds.
-    /// Samples that nobody answered show nothing. `None` if none showed it before `until_ns`.
+    /// From a moment on, how long it took until samples showed what is wanted, in nanoseconds; if they
+    /// never did, how long it was looked at, which is too little. Samples that nobody answered show
+    /// nothing. `None` if there is no sample.
     pub(super) fn time_until(
         &self,
         from_ns: u64,
@@ -105,13 +106,14 @@ impl Story {
         is_reached: impl Fn(&Sample) -> bool,
     ) -> Option<u64> {
         let after = self.samples.iter().filter(|(t_ns, _)| from_ns <= *t_ns && *t_ns <= until_ns);
-        let mut reached = None;
+        let (mut reached, mut last) = (None, None);
         for (t_ns, sample) in after {
             // What was reached and lost again was not reached.
             let is_there = sample.answered && is_reached(sample);
             reached = if is_there { reached.or(Some(t_ns - from_ns)) } else { None };
+            last = Some(t_ns - from_ns);
         }
-        reached
+        reached.or(last)
     }
 }
 
@@ -137,7 +139,9 @@ mod tests {
         assert_eq!(story.time_until(0, u64::MAX, leaders), Some(3_000_000_000));
         let whole = |sample: &Sample| sample.replicas_missing == 0;
         assert_eq!(story.time_until(2_000_000_000, u64::MAX, whole), Some(2_000_000_000));
-        assert_eq!(story.time_until(2_000_000_000, 3_500_000_000, whole), None);
+        let never = story.time_until(2_000_000_000, 3_500_000_000, whole);
+        assert_eq!(never, Some(1_000_000_000), "at least as long as it was looked at");
+        assert_eq!(story.time_until(3_100_000_000, 3_500_000_000, whole), None);
     }
 
     #[test]

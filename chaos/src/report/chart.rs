@@ -15,8 +15,8 @@ const ROW_GAP: f64 = 30.0;
 const TOP: f64 = 44.0;
 /// Points that a curve has, at most: longer runs are drawn more coarsely.
 const POINTS_MAX: usize = 600;
-/// Classes of colours for zones, in turn.
-pub(super) const COLOURS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+/// Classes of colours for zones, in turn: first those that no other curve has.
+pub(super) const COLOURS: [&str; 6] = ["c", "d", "e", "a", "f", "b"];
 
 /// The run second by second, with bands where faults were.
 pub(super) fn timeline(report: &Report) -> String {

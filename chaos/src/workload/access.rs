@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anchorhold_client::{AdminClient, Client, ClientConfig, ClientError};
+use anchorhold_client::{AdminClient, Client, ClientConfig, ClientError, admin_v1};
+use anyhow::Context as _;
 
 /// Where a cluster is, for its clients and operators.
 #[derive(Clone)]
@@ -84,6 +85,44 @@ impl ClusterAccess {
             ..ClientConfig::default()
         })
     }
+}
+
+/// Tries to make a key.
+const KEY_TRIES: usize = 5;
+
+/// Makes an API key for an account: its id, and the key. The answer to a retry does not show the key
+/// again; such a one is revoked and another one made.
+///
+/// # Errors
+/// If it cannot be made.
+pub(crate) async fn make_key(
+    admin: &AdminClient,
+    account: u32,
+) -> anyhow::Result<(String, String)> {
+    for _ in 0..KEY_TRIES {
+        let request = admin_v1::CreateApiKeyRequest { account, ..Default::default() };
+        let created = admin.create_api_key(request).await.context("making a key")?;
+        let key_id = created.key.unwrap_or_default().key_id;
+        if !created.api_key.is_empty() {
+            return Ok((key_id, created.api_key));
+        }
+        revoke_key(admin, account, key_id).await?;
+    }
+    anyhow::bail!("no key of account {account} was shown in {KEY_TRIES} tries")
+}
+
+/// Revokes an API key.
+///
+/// # Errors
+/// If it cannot be revoked.
+pub(crate) async fn revoke_key(
+    admin: &AdminClient,
+    account: u32,
+    key_id: String,
+) -> anyhow::Result<()> {
+    let request = admin_v1::RevokeApiKeyRequest { account, key_id, ..Default::default() };
+    admin.revoke_api_key(request).await.context("revoking a key")?;
+    Ok(())
 }
 
 /// Leaves the key out.

@@ -16,7 +16,7 @@ use super::config::Common;
 use super::pace::Pace;
 use super::resolver;
 use super::stage::{Counters, Stage};
-use super::{ClusterAccess, WorkloadConfig, population, register, session};
+use super::{ClusterAccess, WorkloadConfig, make_key, population, register, revoke_key, session};
 use crate::clock::RunClock;
 use crate::history::{Header, Recorder};
 use crate::run_directory::RunDirectory;
@@ -122,7 +122,15 @@ async fn make_account(
     let request = admin_v1::CreateAccountRequest { name, shards, ..Default::default() };
     let created = admin.create_account(request).await.context("creating an account")?;
     let account = created.account.context("a created account is returned")?;
-    anyhow::ensure!(!created.api_key.is_empty(), "the account was made without a key");
+    if created.api_key.is_empty() {
+        // The first try was not answered, and a retry does not show the key. An account has two at
+        // most, and reading back needs one of its own.
+        for key in account.api_keys {
+            revoke_key(&admin, account.number, key.key_id).await?;
+        }
+        let (_, api_key) = make_key(&admin, account.number).await?;
+        return Ok((account.number, api_key));
+    }
     Ok((account.number, created.api_key))
 }
 

@@ -1,5 +1,7 @@
 //! `anchorhold chaos`: breaks a cluster of its own, under load, and says what was lost.
 
+mod judge;
+
 use anchorhold_chaos::failover::{self, FailoverConfig, FailoverReport, Round};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -21,6 +23,13 @@ enum Scenario {
     /// Starts three zones as real processes in a temporary directory. Fails if an acknowledged
     /// write cannot be read back.
     Failover(FailoverArgs),
+    /// Judge a run again, from its record alone
+    ///
+    /// Exit codes: 0 passed, 1 an invariant was broken, 2 a budget was missed, 3 inconclusive, 4
+    /// the harness could not do what it was asked.
+    Check(judge::CheckArgs),
+    /// Write the page of a judged run again
+    Report(judge::ReportArgs),
 }
 
 /// Flags of `chaos failover`.
@@ -48,7 +57,14 @@ struct FailoverArgs {
 /// # Errors
 /// If it cannot be run to its end, or a write was lost.
 pub(crate) async fn run(args: ChaosArgs) -> anyhow::Result<()> {
-    let Scenario::Failover(args) = args.scenario;
+    match args.scenario {
+        Scenario::Failover(args) => failover(args).await,
+        Scenario::Check(args) => judge::check(&args),
+        Scenario::Report(args) => judge::report(&args),
+    }
+}
+
+async fn failover(args: FailoverArgs) -> anyhow::Result<()> {
     let config = FailoverConfig {
         binary: std::env::current_exe().context("cannot find this binary")?,
         rounds: args.rounds,

@@ -13,6 +13,7 @@ mod faults;
 mod full_disk;
 mod fuzz;
 mod inspect;
+mod judged;
 mod life;
 mod locate;
 mod methods;

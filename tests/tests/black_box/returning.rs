@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anchorhold_proto::v1;
+use anchorhold_proto::{admin_v1, v1};
 use anchorhold_tests::cluster::{TestAccount, TestCluster};
 use anchorhold_tests::rpc::{bounded, geo_anchor, linearizable, local, request_id};
 use anchorhold_tests::wait::until;
@@ -72,6 +72,32 @@ async fn until_it_has(
     .await;
 }
 
+/// The digest of every shard of an account, the same on all nodes.
+async fn agreed_digests(cluster: &TestCluster, account: &TestAccount) -> Vec<String> {
+    let request = admin_v1::ListShardsRequest { account: account.number, ..Default::default() };
+    let admin = cluster.admin(0);
+    let listed = admin.clusters().list_shards(admin.request(request)).await.expect("a list");
+    let mut digests = Vec::new();
+    for shard in listed.into_inner().shards {
+        let look = || async {
+            let mut found = BTreeSet::new();
+            for index in 0..cluster.nodes().len() {
+                let rpc = cluster.admin(index);
+                let request = admin_v1::GetReplicaDigestRequest { shard_id: shard.shard_id };
+                let reply = rpc.clusters().get_replica_digest(rpc.request(request)).await;
+                let reply = reply.map_err(|status| status.to_string())?.into_inner();
+                found.insert((reply.applied_index, reply.anchors, reply.digest));
+            }
+            match (found.pop_first(), found.is_empty()) {
+                (Some((_, _, digest)), true) => Ok(digest),
+                (first, _) => Err(format!("{first:?} and {found:?}")),
+            }
+        };
+        digests.push(until("all replicas are equal", look).await);
+    }
+    digests
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_catches_up_by_log_and_by_snapshot() {
     let mut cluster = TestCluster::start(SHORT_LOG).await.unwrap();
@@ -98,6 +124,9 @@ async fn a_node_that_was_away_catches_up_by_log_and_by_snapshot() {
     cluster.restart(0).unwrap();
     cluster.wait_ready(&[0]).await.unwrap();
     until_it_has(&cluster, &account, 0, &ids).await;
+    let before = agreed_digests(&cluster, &account).await;
+    write(&cluster, &account, 1, 1).await;
+    assert_ne!(agreed_digests(&cluster, &account).await, before, "a write changes the digest");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,6 +148,7 @@ async fn a_node_rebuilds_its_state_from_snapshots_and_log_when_sled_is_gone_or_d
         for index in 0..3 {
             until_it_has(&cluster, &account, index, &ids).await;
         }
+        agreed_digests(&cluster, &account).await;
         ids.extend(write(&cluster, &account, 2, 10).await);
     }
 }
