@@ -24,6 +24,7 @@ use tonic::Status;
 
 use crate::catalog_calls::{self, CatalogAnswer};
 use crate::error::{CallError, ProposeError};
+use crate::fence;
 use crate::fitness::{self, Fitness, FitnessReport};
 use crate::keys;
 use crate::link::{CallKind, MESSAGE_BYTES_MAX, PeerEndpoint, Peers};
@@ -384,7 +385,10 @@ impl Host {
                 continue;
             }
             match own_replica_id(&self.inner.parts, &self.inner.identity, group)? {
-                Some(replica_id) => self.open(group, replica_id).await?,
+                Some(replica_id) => {
+                    fence::close_if_forgotten(&self.inner.parts.seams.log, group).await?;
+                    self.open(group, replica_id).await?;
+                }
                 None => {
                     tracing::warn!(shard = group.shard, "a snapshot file names no replica here")
                 }
@@ -566,6 +570,9 @@ async fn found_if_nobody_did(replica: Arc<Replica>) {
     let preferred = replica.state().descriptor.replicas.first().map(|first| first.replica_id);
     let is_preferred = preferred == Some(replica.replica_id());
     tokio::time::sleep(if is_preferred { FOUND_PREFERRED_AFTER } else { FOUND_OTHERS_AFTER }).await;
+    if replica.fence().is_some() {
+        return; // What it knows of the group is lost, not missing.
+    }
     if !replica.raft().is_initialized().await.unwrap_or(true) {
         replica.found().await;
     }
@@ -605,6 +612,8 @@ fn write_founding_file(
 async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Replica>, StateError> {
     if parts.seams.snapshots.latest(CATALOG_GROUP).map_err(damaged)?.is_none() {
         write_founding_file(parts, CATALOG_GROUP, None)?;
+    } else {
+        fence::close_if_forgotten(&parts.seams.log, CATALOG_GROUP).await?;
     }
     let replica_id = membership::catalog_replica_id(identity.node_id);
     Replica::open(parts, CATALOG_GROUP, replica_id).await

@@ -15,6 +15,7 @@
 pub mod config;
 pub mod error;
 pub mod fitness;
+pub mod fence;
 pub mod host;
 pub mod inspect;
 pub mod link;
@@ -45,6 +46,7 @@ mod suite_tests;
 pub use config::{ConsensusConfig, Identity};
 pub use digest::ReplicaDigest;
 pub use error::{CallError, ProposeError, ReadError};
+pub use fence::Fence;
 pub use fitness::{FitnessReport, Trouble};
 pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
 pub use join::{JoinError, join};

@@ -82,6 +82,10 @@ impl LogStore for WatchedLog {
         self.log.read(group, indexes, bytes_max)
     }
 
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        self.log.unknown_groups_may_be_lost()
+    }
+
     fn stats(&self) -> LogStats {
         self.log.stats()
     }
@@ -134,6 +138,10 @@ mod tests {
             _bytes_max: usize,
         ) -> Result<Vec<LogEntry>, ReadError> {
             Ok(Vec::new())
+        }
+
+        fn unknown_groups_may_be_lost(&self) -> bool {
+            false
         }
 
         fn stats(&self) -> LogStats {

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
 use crate::error::ProposeError;
+use crate::fence::{self, Fence};
 use crate::fitness::Fitness;
 use crate::fitness::conduct::{Admission, Conduct};
 use crate::host::Listener;
@@ -92,6 +93,8 @@ pub struct ReplicaStatus {
     pub snapshot_index: Option<u64>,
     /// On a leader: each replica's matched index, its own included.
     pub matched: Vec<(ReplicaId, Option<u64>)>,
+    /// What the replica is kept from, and why.
+    pub fence: Option<Fence>,
 }
 
 /// Called with each row of a scan; says whether to go on.
@@ -115,6 +118,8 @@ pub struct Replica {
     takes_entries: AtomicBool,
     /// Why the replica no longer serves; empty while it does.
     stopped: ArcSwap<String>,
+    /// Whether the log had lost something of it when it was opened and has not got it back yet.
+    fenced: AtomicBool,
 }
 
 /// What all replicas of a node share.
@@ -185,6 +190,10 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
             "{shard_id:?}: the log begins after the snapshot file and the state"
         )));
     }
+    if log.lost.is_some() {
+        // The log may go on behind what is applied: that must be as durable as the log is.
+        shared.state.checkpoint()?;
+    }
     snapshot::publish(&shared, header).map_err(damaged)?;
     Ok(shared)
 }
@@ -209,6 +218,8 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
         enable_pre_vote: Some(true),
         // A leader that comes back proves itself anew: what it remembers may be long over.
         enable_leader_restore: Some(false),
+        // A follower whose disk lost entries gets them again; `fence` keeps it from doing harm.
+        allow_log_reversion: Some(true),
         ..openraft::Config::default()
     }
 }
@@ -250,6 +261,11 @@ impl Replica {
             .await
             .map_err(damaged)?;
         let shard_id = ShardId(group.shard);
+        let fence = fence::of(&*parts.seams.log, group);
+        if let Some(fence) = &fence {
+            tracing::error!(shard = group.shard, replica = replica_id.0, "{fence}");
+            raft.runtime_config().elect(false);
+        }
         let replica = Arc::new(Self {
             group,
             replica_id,
@@ -271,6 +287,7 @@ impl Replica {
             admission: AtomicU8::default(),
             takes_entries: AtomicBool::new(true),
             stopped: ArcSwap::default(),
+            fenced: AtomicBool::new(fence.is_some()),
         });
         if shard_id != ShardId::CATALOG {
             parts.listener.opened(&replica);
@@ -297,6 +314,36 @@ impl Replica {
 
     pub(crate) fn shared(&self) -> &Arc<MachineShared> {
         &self.shared
+    }
+
+    /// What the replica is kept from because its log has lost something.
+    pub fn fence(&self) -> Option<Fence> {
+        if !self.fenced.load(Ordering::Acquire) {
+            return None;
+        }
+        fence::of(&*self.seams.log, self.group)
+    }
+
+    /// Whether it may be asked for its vote, or to lead.
+    pub(crate) fn may_vote(&self) -> Result<(), String> {
+        self.fence().map_or(Ok(()), |fence| Err(fence.to_string()))
+    }
+
+    /// Whether it may take part in anything.
+    pub(crate) fn may_follow(&self) -> Result<(), String> {
+        match self.fence() {
+            Some(fence @ Fence::Closed) => Err(fence.to_string()),
+            Some(Fence::CatchingUp { .. }) | None => Ok(()),
+        }
+    }
+
+    /// Lets the replica campaign again once its log has all that it had lost.
+    pub(crate) fn lift_fence(&self) {
+        if self.fenced.load(Ordering::Acquire) && self.fence().is_none() {
+            self.fenced.store(false, Ordering::Release);
+            self.raft.runtime_config().elect(true);
+            tracing::info!(shard = self.group.shard, "the log has again all that it had lost");
+        }
     }
 
     /// Founds the group, if nobody has yet: every voter may do this, with the same members.
@@ -363,6 +410,7 @@ impl Replica {
             matched: matched
                 .map(|(id, matched)| (ReplicaId(*id), matched.as_ref().map(|id| id.index)))
                 .collect(),
+            fence: self.fence(),
         }
     }
 

@@ -23,6 +23,7 @@ pub(crate) async fn keep(host: Host) {
             host.parts().seams.exit.exit(&reason);
             return;
         }
+        replicas.iter().for_each(|replica| replica.lift_fence());
         let building = replicas.iter().filter(|replica| replica.shared().cut.lock().is_some());
         if host.fitness_report().disk == DiskState::Full {
             // A snapshot stands beside the one before it until it is whole.

@@ -75,6 +75,8 @@ impl Core {
         let log = self.log.stats();
         let anchors: u64 = report.replicas.iter().map(|replica| replica.anchors).sum();
         gauge!(name::REPLICAS).set(report.replicas.len() as f64);
+        let fenced = report.replicas.iter().filter(|replica| replica.problem.is_some());
+        gauge!(name::FENCED).set(fenced.count() as f64);
         gauge!(name::LEADERS).set(leads.count() as f64);
         gauge!(name::LEADERLESS).set(leaderless.count() as f64);
         gauge!(name::LAG_MAX).set(lag as f64);

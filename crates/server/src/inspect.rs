@@ -16,7 +16,9 @@ use anchorhold_consensus::inspect::{self, EntrySummary, StateSummary};
 use anchorhold_storage::log_store::{GroupId, GroupLog, LogEntry, LogStore, ReadError};
 use anchorhold_storage::overlay_fs::OverlayFs;
 use anchorhold_storage::snapshot::{self, SnapshotError};
-use anchorhold_storage::{LogConfig, OpenError, Opened, SegmentedLog, SledConfig, SledState};
+use anchorhold_storage::{
+    LogConfig, LostGroup, OpenError, OpenReport, Opened, SegmentedLog, SledConfig, SledState,
+};
 
 /// Something that is not as it was written, in plain words.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -156,7 +158,11 @@ impl Inspection {
             return Err(InspectError::NoDataDir { dir: self.dir.clone(), missing: "log" });
         }
         let opened = SegmentedLog::open(Arc::new(OverlayFs::new()), &dir, LogConfig::default());
-        Ok(opened.map(|log| InspectedLog { log }).map_err(|error| log_damage(&error)))
+        Ok(match opened {
+            Ok(log) if log.report().damages.is_empty() => Ok(InspectedLog { log }),
+            Ok(log) => Err(contained_damage(log.report())),
+            Err(error) => Err(log_damage(&error)),
+        })
     }
 
     /// Reads and verifies every snapshot file, in the order of their names.
@@ -283,6 +289,28 @@ fn log_damage(error: &OpenError) -> Damage {
         OpenError::Missing { .. } | OpenError::Damaged { .. } | OpenError::Identity => LOG_NEXT,
     };
     Damage { what: words(error), next: next.to_owned() }
+}
+
+/// Damage that a start survives: where it is, and whom it costs what.
+fn contained_damage(report: &OpenReport) -> Damage {
+    let places = report.damages.iter().map(|damage| {
+        format!(
+            "segment {} is damaged at offset {}: {}",
+            damage.segment, damage.offset, damage.reason
+        )
+    });
+    let costs = report.lost.iter().map(|LostGroup { group, from, lost }| {
+        let vote = if lost.hard_state_known { "" } else { ", and may have lost its vote" };
+        format!("the replica of shard {} has lost its entries from {from} on{vote}", group.shard)
+    });
+    let what: Vec<String> = places.chain(costs).collect();
+    let next = if report.lost.is_empty() {
+        "Nothing that is still needed is lost: the node starts. Check its disk."
+    } else {
+        "The node starts. A replica that lost entries gets them from its peers; one that may have \
+         lost its vote must be replaced. Check its disk."
+    };
+    Damage { what: what.join("; "), next: next.to_owned() }
 }
 
 fn report_snapshot(path: &Path) -> SnapshotReport {

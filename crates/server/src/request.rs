@@ -298,8 +298,10 @@ pub struct ReplicaReport {
     pub leads: bool,
     /// Whether it counts in the quorum.
     pub votes: bool,
-    /// Whether it has stopped.
+    /// Whether it has stopped, or takes part in nothing.
     pub stopped: bool,
+    /// Why it does less than the others, in words.
+    pub problem: Option<String>,
     /// The leader that it follows.
     pub leader: Option<NodeId>,
     /// Raft's term.

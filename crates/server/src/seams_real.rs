@@ -11,7 +11,9 @@ use anchorhold_consensus::{Clock, Dial, Exit, Offload};
 use anchorhold_model::{NodeId, Timestamp};
 use anchorhold_storage::fs::{FileSystem, RealFs};
 use anchorhold_storage::snapshot::SnapshotStore;
-use anchorhold_storage::{LogConfig, Opened, SegmentedLog, SledConfig, SledState};
+use anchorhold_storage::{
+    Damage, LogConfig, LostGroup, OpenReport, Opened, SegmentedLog, SledConfig, SledState,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::node::{NodeError, NodeSeams, OpenStores, Stores};
@@ -119,6 +121,7 @@ pub(crate) fn open_stores(fs: Arc<dyn FileSystem>, data_dir: &Path) -> Result<St
     };
     let log = SegmentedLog::open(fs, &data_dir.join("log"), LogConfig::default())
         .map_err(|error| failed("log", &error))?;
+    tell(log.report());
     let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
         .map_err(|error| failed("state", &error))?;
     if let Opened::Discarded { reason } = opened {
@@ -155,6 +158,20 @@ fn allocated_bytes(dir: &Path) -> u64 {
         Err(_) => 0,
     };
     entries.flatten().map(of_entry).sum()
+}
+
+/// Says what is wrong with the log, place by place.
+fn tell(report: &OpenReport) {
+    for Damage { segment, offset, groups, reason } in &report.damages {
+        tracing::error!(segment, offset, ?groups, reason, "the shared log is damaged");
+    }
+    for LostGroup { group, from, lost } in &report.lost {
+        let (shard, to) = (group.shard, lost.to.index);
+        tracing::error!(shard, from, to, "entries are lost here and must come from the peers");
+    }
+    if !report.damages.is_empty() && report.lost.is_empty() {
+        tracing::warn!("the damage cost nothing that is still needed; the disk may be failing");
+    }
 }
 
 /// An error and what caused it, in one line.

@@ -180,6 +180,13 @@ impl Survey {
                 degraded.push(format!("shard {id} misses a live voter or a zone"));
             }
         }
+        for (node, report) in &self.reports {
+            for replica in &report.replicas {
+                let shard = replica.shard;
+                let words = |problem| format!("node {node}, replica of shard {shard}: {problem}");
+                degraded.extend(replica.problem.as_ref().map(words));
+            }
+        }
         let silent = self.nodes().filter(|node| !self.is_up(node.node_id));
         let silent: Vec<_> = silent
             .map(|node| format!("node {} in zone {} does not answer", node.node_id, node.zone))
@@ -263,6 +270,7 @@ mod tests {
             leads,
             votes: true,
             stopped: false,
+            problem: None,
             leader: None,
             term: 3,
             last_index: Some(9),
@@ -342,6 +350,16 @@ mod tests {
         let (health, problems) = survey.health();
         assert_eq!((health, problems.len()), (Health::Degraded, 1));
         assert!(problems[0].contains("128 MiB by `anchorhold node release-ballast n2`"));
+    }
+
+    #[test]
+    fn a_replica_that_lost_its_log_is_named_with_what_it_waits_for() {
+        let mut survey = survey(&[1, 2, 3]);
+        let report = survey.reports.get_mut(&NodeId(2)).unwrap();
+        report.replicas[1].problem = Some("it has no vote".to_owned());
+        let (health, problems) = survey.health();
+        assert_eq!(health, Health::Degraded);
+        assert_eq!(problems, ["node n2, replica of shard s1: it has no vote"]);
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub mod name {
     /// Gauge.
     pub const REPLICAS: &str = "anchorhold_raft_replicas";
     /// Gauge.
+    pub const FENCED: &str = "anchorhold_raft_replicas_without_vote";
+    /// Gauge.
     pub const LEADERS: &str = "anchorhold_raft_leaders";
     /// Gauge.
     pub const LEADERLESS: &str = "anchorhold_raft_groups_without_leader";
@@ -125,6 +127,7 @@ fn describe() {
     gauge!(name::INDEX_POINTS, "Points in the position indexes of this node");
     gauge!(name::INDEX_BUILDS, "Position indexes being built");
     gauge!(name::REPLICAS, "Replicas on this node");
+    gauge!(name::FENCED, "Replicas that may not vote because the disk lost part of their log");
     gauge!(name::LEADERS, "Replicas on this node that lead");
     gauge!(name::LEADERLESS, "Replicas on this node that know no leader");
     gauge!(name::LAG_MAX, "Log entries that the slowest follower of a leader here is behind");

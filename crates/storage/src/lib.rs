@@ -21,10 +21,10 @@ pub mod snapshot;
 pub mod state_store;
 
 pub use disk_space::{Ballast, DiskState, SpaceRules};
-pub use log::{LogConfig, MemoryLog, OpenError, SegmentedLog};
+pub use log::{Damage, LogConfig, LostGroup, MemoryLog, OpenError, OpenReport, SegmentedLog};
 pub use log_store::{
     Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,
-    LogWrite, ReadError,
+    LogWrite, Lost, ReadError,
 };
 pub use memory_state::MemoryState;
 pub use sled_state::{Opened, SledConfig, SledState};

@@ -16,7 +16,7 @@
 //! | bytes | segment header |
 //! |---|---|
 //! | 0–7 | magic `AHLOGSEG` |
-//! | 8–11, 12–15 | format version (1), zero |
+//! | 8–11, 12–15 | format version (2), zero |
 //! | 16–23 | log id: random, one per log |
 //! | 24–31 | segment number |
 //! | 32–39 | length of the file in bytes |
@@ -27,7 +27,7 @@
 //!
 //! | bytes | frame |
 //! |---|---|
-//! | 0–3 | checksum of log id, segment number, frame offset (u64 each) and bytes 4 to the end |
+//! | 0–3 | checksum of log id, segment number, frame offset (u64 each) and bytes 4 to the end without the entries' contents |
 //! | 4–7 | magic `AHfr` |
 //! | 8–11 | length of the payload |
 //! | 12–19 | batch number: one more than the frame before, across segments |
@@ -36,16 +36,18 @@
 //!
 //! | kind | record | fields after the kind byte |
 //! |---|---|---|
-//! | 1 | append | group, first index v, count v, then per entry: term v, length v, checksum u32 over group, term, index and content, content |
+//! | 1 | append | group, first index v, count v, one more than the term in front of the first v (0 if there is none), then per entry: term v, length v, checksum u32 over group, term, index and content, content |
 //! | 2 | truncate | group, from v, whether anything is left (0, 1), its last position |
 //! | 3 | hard state | group, flags (1 voted, 2 committed), term v, vote v if voted |
 //! | 4 | purge | group, position |
 //! | 5 | drop | group |
-//! | 6 | copy | as append: entries that stay where they are in the group, found here from now on |
-//! | 7 | opening | oldest segment v, count v, then per group: group, flags (1 hard state, 2 purge mark, 4 entries), hard state, position, first index v and last position |
+//! | 6 | copy | as append, without the term in front: entries that stay where they are in the group, found here from now on |
+//! | 7 | opening | oldest segment v, count v, then per group: group, flags (1 hard state, 2 purge mark, 4 entries, 8 something lost, 16 but not its hard state), hard state, position, first index v and last position, position up to which something is lost |
 //! | 8 | seal | number of the successor v |
 //! | 9 | oldest | number of the oldest segment v |
 //! | 10 | marker | none: proves that the frame before it was complete |
+//! | 11 | echo | count v, then per group that was dropped or voted in the frame before: group, hard state (flags 4 alone: dropped) |
+//! | 12 | lost | group, from v, flags (1 something left, 2 hard state known), last position left, position up to which something is lost |
 //!
 //! A group is shard v, incarnation v; a position is term v, index v. The first frame of a segment
 //! starts with an opening, which repeats what every group has (so only entries keep old segments
@@ -55,7 +57,11 @@
 //! # Invariants
 //!
 //! * Recovery reads and verifies every byte that counts. It forgives a bad frame at the end of the
-//!   newest segment with nothing valid behind it, and nothing else ([`OpenError`]).
+//!   newest segment with nothing valid behind it, and nothing else. Other damage costs the groups
+//!   that it concerns ([`OpenReport`]), or is an [`OpenError`].
+//! * A damaged content leaves its frame's structure readable, and so costs one group its entries
+//!   from there on. A damaged structure costs entries of the groups that nothing later speaks of;
+//!   votes stand in two frames, so that no single one costs any.
 //! * What was accepted always has room (`queue` keeps the count); a full disk refuses appends, while votes and
 //!   purge marks have a reserve.
 //! * A failed write or fsync is final.
@@ -78,6 +84,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
@@ -93,7 +100,8 @@ use self::writer::{Current, Prepared, Writer};
 use self::written::{Home, Uses, Written};
 use crate::fs::{FileLock, FileSystem};
 use crate::log_store::{
-    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, ReadError,
+    Completion, GroupId, GroupLog, LogEntry, LogError, LogStats, LogStore, LogWrite, Lost,
+    ReadError,
 };
 
 /// Sizes of a log. Small ones make tests quick; the defaults suit a node.
@@ -133,7 +141,7 @@ impl Default for LogConfig {
     }
 }
 
-/// Why a log does not open. Nothing was changed on disk.
+/// Why a log does not open at all. Nothing was changed on disk.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process, or another log in this one, has it open.
@@ -186,6 +194,42 @@ pub enum OpenError {
     Identity,
 }
 
+/// One place in the log that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment's number.
+    pub segment: u64,
+    /// The offset of the frame, in bytes.
+    pub offset: u64,
+    /// The groups that had something there; empty if that cannot be told.
+    pub groups: Vec<GroupId>,
+    /// What does not fit.
+    pub reason: &'static str,
+}
+
+/// What damage has cost one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostGroup {
+    /// The group.
+    pub group: GroupId,
+    /// First index that is not here any more.
+    pub from: u64,
+    /// What was lost.
+    pub lost: Lost,
+}
+
+/// What opening a log has found wrong, and could keep to single groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// The damaged places. They may have cost nothing: what was there may be purged by now.
+    pub damages: Vec<Damage>,
+    /// The groups that lost something now. Those that lost something earlier are not named again;
+    /// their [`GroupLog::lost`] is still set.
+    pub lost: Vec<LostGroup>,
+    /// See [`LogStore::unknown_groups_may_be_lost`].
+    pub unknown_groups_may_be_lost: bool,
+}
+
 /// The shared log in segment files. Dropping it closes it.
 pub struct SegmentedLog {
     shared: Arc<Shared>,
@@ -194,6 +238,7 @@ pub struct SegmentedLog {
     writer_id: ThreadId,
     writer: Mutex<Option<JoinHandle<()>>>,
     lock: Mutex<Option<Box<dyn FileLock>>>,
+    report: OpenReport,
 }
 
 impl SegmentedLog {
@@ -218,24 +263,41 @@ impl SegmentedLog {
             Some(log_id) => recovery::recover(&*fs, dir, log_id, &numbers)?,
             None => tidy::create(&*fs, dir, &names, config.segment_bytes)?,
         };
+        let report = std::mem::take(&mut recovered.report);
         let unopened = tidy::tidy(&*fs, dir, &mut recovered)?;
         let prepared = unopened.map(|next| Prepared {
             segment: Arc::new(Segment { number: next.number, file: next.file }),
             length: next.length,
         });
         let mut writer = build(Arc::clone(&fs), dir, config, recovered, prepared)?;
+        let current = writer.current.segment.number;
+        let is_lost = |damage: &Damage| damage.segment == current && damage.groups.is_empty();
+        writer.must_turn = report.damages.iter().any(is_lost);
         writer.prepare_ahead().map_err(failed)?;
         let shared = Arc::clone(&writer.shared);
+        // In the queue before the writer runs: nothing may be written or removed before them.
+        let noted = note_losses(&shared, &report);
+        writer.notes_left = report.lost.len();
         let builder = std::thread::Builder::new().name("log-writer".to_owned());
         let handle = builder.spawn(move || writer.run()).map_err(failed)?;
-        Ok(Self {
+        let log = Self {
             shared,
             fs,
             dir: dir.to_owned(),
             writer_id: handle.thread().id(),
             writer: Mutex::new(Some(handle)),
             lock: Mutex::new(Some(lock)),
-        })
+            report,
+        };
+        let noted: Result<(), LogError> = noted.iter().collect();
+        noted.map_err(|error| failed(std::io::Error::other(error)))?;
+        Ok(log)
+    }
+
+    /// What opening it has found wrong.
+    #[must_use]
+    pub fn report(&self) -> &OpenReport {
+        &self.report
     }
 
     /// Writes what is queued, calls its completions, and ends the writer. Later changes are
@@ -311,9 +373,24 @@ impl LogStore for SegmentedLog {
         read::read_pieces(group, pieces)
     }
 
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        self.report.unknown_groups_may_be_lost
+    }
+
     fn stats(&self) -> LogStats {
         self.shared.state.lock().stats
     }
+}
+
+/// Queues notes of what the report says is lost; gives their outcomes.
+fn note_losses(shared: &Shared, report: &OpenReport) -> Receiver<Result<(), LogError>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for LostGroup { group, from, lost } in report.lost.iter().copied() {
+        let sender = sender.clone();
+        let done = move |outcome| drop(sender.send(outcome));
+        shared.submit(LogWrite::MarkLost { group, from, lost }, Box::new(done), false);
+    }
+    receiver
 }
 
 /// Keeps sizes within what the format can say.
@@ -388,8 +465,11 @@ fn build(
         oldest,
         marked: false,
         short_of_space: false,
+        must_turn: false,
+        notes_left: 0,
         copying: writer::Cursor::default(),
         frame: frame::FrameWriter::default(),
+        echo: frame::echoes_of(&recovered.tail.frame.1),
         offsets: Vec::new(),
         bytes_written: 0,
     })

@@ -58,6 +58,23 @@ pub enum LogWrite {
     Purge { group: GroupId, up_to: LogPosition },
     /// Forget the group, hard state included. A forgotten group can be started again.
     Drop { group: GroupId },
+    /// Note that entries that were acknowledged once, or the hard state, may be lost: remove all
+    /// entries at and above an index, and keep the note until it is made good.
+    MarkLost { group: GroupId, from: u64, lost: Lost },
+}
+
+/// What a damaged disk has cost a group.
+///
+/// A replica that has lost acknowledged entries must not help to elect a leader that lacks them
+/// too: it neither votes nor campaigns until its log has come as far again. One that may have
+/// forgotten a vote must not take part in anything, under this replica id, ever again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Nothing behind this position was ever acknowledged. The note goes when the log reaches it,
+    /// if the hard state is known.
+    pub to: LogPosition,
+    /// Whether the hard state is known to be what was saved last.
+    pub hard_state_known: bool,
 }
 
 /// What a group's log holds.
@@ -69,6 +86,8 @@ pub struct GroupLog {
     pub purged: Option<LogPosition>,
     /// The last entry; the purge mark if there are none.
     pub last: Option<LogPosition>,
+    /// What is lost here and must come from the peers.
+    pub lost: Option<Lost>,
 }
 
 /// Called once, from the writer's thread: after the change is durable, or with the reason why it
@@ -176,6 +195,10 @@ pub trait LogStore: Send + Sync + 'static {
         indexes: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<LogEntry>, ReadError>;
+
+    /// Whether a group that is unknown here may have been known before: a record was damaged of
+    /// which nothing tells whose it was.
+    fn unknown_groups_may_be_lost(&self) -> bool;
 
     /// Counters since the log was opened.
     fn stats(&self) -> LogStats;

@@ -85,6 +85,10 @@ async fn serve_link(host: Host, mut frames: Streaming<LinkFrame>, answers: Answe
                 drop(answers.try_send(refusal(&message, "no replica of this group lives here")));
                 continue;
             };
+            if let Err(reason) = replica.may_follow() {
+                drop(answers.try_send(refusal(&message, &reason)));
+                continue;
+            }
             match MessageKind::from_number(message.kind) {
                 Some(MessageKind::Append) => {
                     hand_on_append(&mut sessions, &replica, group, message, &answers).await;
@@ -198,6 +202,7 @@ async fn answer_question(
             let vote: VoteMessage =
                 wire::decode("a vote", &message.content).map_err(|e| e.to_string())?;
             addressed(vote.to)?;
+            replica.may_vote()?;
             let raft = replica.raft();
             let response = if kind == MessageKind::PreVote {
                 raft.pre_vote(vote.request()).await
@@ -211,6 +216,7 @@ async fn answer_question(
             let transfer: TransferMessage =
                 wire::decode("a transfer", &message.content).map_err(|e| e.to_string())?;
             addressed(transfer.to)?;
+            replica.may_vote()?;
             replica.take_over(transfer).await?;
             Ok(Bytes::new())
         }
@@ -285,6 +291,7 @@ impl PeerService for PeerEndpoint {
         if self.host.fitness().report().disk == DiskState::Full {
             return Err(Status::resource_exhausted("the disk of this node is full"));
         }
+        replica.may_follow().map_err(Status::failed_precondition)?;
         let content = replica.receive_snapshot(&first.header, chunks).await?;
         Ok(Response::new(InstallSnapshotReply { content }))
     }

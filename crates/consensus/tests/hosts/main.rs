@@ -5,6 +5,7 @@
 mod support;
 
 mod catalog;
+mod damage;
 mod faults;
 mod fitness;
 mod power;

@@ -186,6 +186,10 @@ impl LogStore for StallingLog {
         self.log.read(group, indexes, bytes_max)
     }
 
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        self.log.unknown_groups_may_be_lost()
+    }
+
     fn stats(&self) -> LogStats {
         self.log.stats()
     }
@@ -212,7 +216,7 @@ pub(crate) struct DurableDisk {
 }
 
 /// Small, so that segments are turned over and removed under a test's load.
-const SMALL_LOG: LogConfig = LogConfig {
+pub(crate) const SMALL_LOG: LogConfig = LogConfig {
     segment_bytes: 2 << 20,
     batch_bytes_max: 1 << 20,
     queued_bytes_max: 8 << 20,
@@ -265,6 +269,10 @@ impl LogStore for EarlyLog {
         bytes_max: usize,
     ) -> Result<Vec<LogEntry>, ReadError> {
         self.0.read(group, indexes, bytes_max)
+    }
+
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        self.0.unknown_groups_may_be_lost()
     }
 
     fn stats(&self) -> LogStats {

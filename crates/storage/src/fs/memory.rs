@@ -48,6 +48,8 @@ struct Disk {
     space: Option<u64>,
     calls: u64,
     fault: Option<(u64, Fault)>,
+    /// The call at which the power is cut, beside any other fault.
+    cut: Option<u64>,
     power_cut: bool,
     ids: u64,
     trace: Vec<String>,
@@ -104,6 +106,31 @@ impl MemoryFs {
     /// Lets the call with this number (the first is 0) fail.
     pub fn fail_at(&self, call: u64, fault: Fault) {
         self.disk.lock().fault = Some((call, fault));
+    }
+
+    /// Lets the power be cut at the call with this number, whatever fails before.
+    pub fn cut_power_at(&self, call: u64) {
+        self.disk.lock().cut = Some(call);
+    }
+
+    /// Whether the power was cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.disk.lock().power_cut
+    }
+
+    /// As [`MemoryFs::after_kill`], with calls counted on and the power still to be cut.
+    #[must_use]
+    pub fn after_kill_counting(&self) -> Self {
+        let next = self.after_kill();
+        let (calls, cut) = {
+            let disk = self.disk.lock();
+            (disk.calls, disk.cut)
+        };
+        let mut disk = next.disk.lock();
+        (disk.calls, disk.cut) = (calls, cut);
+        drop(disk);
+        next
     }
 
     /// Sets the bytes that may still be allocated; `None` means any number.
@@ -279,6 +306,7 @@ impl Disk {
         self.calls += 1;
         self.trace.push(format!("{what} {path:?}"));
         let fault = self.fault.filter(|(call, _)| *call == number).map(|(_, fault)| fault);
+        let fault = if self.cut == Some(number) { Some(Fault::PowerCut) } else { fault };
         self.power_cut |= fault == Some(Fault::PowerCut);
         Ok(fault)
     }

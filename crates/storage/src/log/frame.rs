@@ -1,22 +1,32 @@
 //! Frames and records: how a batch of changes becomes bytes, and bytes become changes.
 //!
+//! A frame's checksum covers its structure: everything but the entries' contents, and so the
+//! checksums of these contents too. Damage inside a content leaves the structure readable, and with
+//! it the knowledge whose entry is damaged.
+//!
 //! Reading takes any bytes whatsoever and never panics; what does not fit is a [`Fault`]. The
 //! byte tables stand in the header of [`super`].
 
-use crate::log_store::{GroupId, HardState, LogPosition};
+use std::ops::Range;
+
+use crate::log_store::{GroupId, HardState, LogPosition, Lost};
 
 pub(super) const FRAME_HEADER_BYTES: usize = 24;
 const FRAME_MAGIC: [u8; 4] = *b"AHfr";
-/// What a frame costs beside its records: header and padding.
-pub(super) const FRAME_OVERHEAD_BYTES: u64 = FRAME_HEADER_BYTES as u64 + 7;
+/// What a frame costs beside its records: header, an empty echo, and padding.
+pub(super) const FRAME_OVERHEAD_BYTES: u64 = FRAME_HEADER_BYTES as u64 + 2 + 7;
 /// The largest seal frame.
 pub(super) const SEAL_BYTES: u64 = FRAME_OVERHEAD_BYTES + 1 + 10;
 /// The largest opening record without its groups.
 pub(super) const OPENING_BYTES: u64 = 1 + 2 * 10 + 10;
 /// What one group adds to an opening record, at most.
-pub(super) const OPENING_GROUP_BYTES: u64 = 15 + 1 + 21 + 20 + 10 + 20;
+pub(super) const OPENING_GROUP_BYTES: u64 = 15 + 1 + 21 + 20 + 10 + 20 + 20;
 /// The largest record without entries.
-pub(super) const SMALL_RECORD_BYTES: u64 = 1 + 15 + 10 + 1 + 20;
+pub(super) const SMALL_RECORD_BYTES: u64 = 1 + 15 + 10 + 1 + 20 + 20;
+/// What one hard state adds to an echo, at most.
+pub(super) const ECHO_BYTES: u64 = 15 + 21;
+/// The least that one entry takes in a frame.
+pub(super) const ENTRY_BYTES_MIN: u64 = 1 + 1 + 4;
 /// What an entry costs beside its content, at most.
 pub(super) const ENTRY_OVERHEAD_BYTES: u64 = 10 + 5 + 4;
 /// Bytes of an entry's checksum, directly before its content.
@@ -30,7 +40,7 @@ pub(super) struct FramePlace {
     pub(super) offset: u64,
 }
 
-/// A frame whose checksum is right.
+/// A frame whose structure is right.
 #[derive(Debug)]
 pub(super) struct Frame<'a> {
     pub(super) batch: u64,
@@ -41,15 +51,21 @@ pub(super) struct Frame<'a> {
     pub(super) end: usize,
 }
 
+/// A hard state that was saved, or `None` if its group was dropped.
+pub(super) type Echo = (GroupId, Option<HardState>);
+/// Flags of a hard state that is none.
+const ECHO_DROPPED: u8 = 4;
+
 /// What does not fit.
 pub(super) type Fault = &'static str;
 
-fn frame_checksum(place: FramePlace, bytes: &[u8]) -> u32 {
+/// Checksum of a frame's place; its structure is to follow.
+fn place_checksum(place: FramePlace) -> u32 {
     let mut prefix = [0; 24];
     prefix[..8].copy_from_slice(&place.log_id.to_le_bytes());
     prefix[8..16].copy_from_slice(&place.segment.to_le_bytes());
     prefix[16..].copy_from_slice(&place.offset.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&prefix), bytes)
+    crc32c::crc32c(&prefix)
 }
 
 /// Checksum of one entry, over its place as well as its content.
@@ -66,16 +82,15 @@ pub(super) fn entry_checksum(group: GroupId, position: LogPosition, content: &[u
 #[derive(Debug, Default)]
 pub(super) struct FrameWriter {
     buffer: Vec<u8>,
+    /// Where the entries' contents are.
+    contents: Vec<Range<usize>>,
 }
 
 impl FrameWriter {
     pub(super) fn begin(&mut self) {
         self.buffer.clear();
         self.buffer.resize(FRAME_HEADER_BYTES, 0);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.buffer.len() <= FRAME_HEADER_BYTES
+        self.contents.clear();
     }
 
     /// Bytes so far, the header included.
@@ -97,7 +112,13 @@ impl FrameWriter {
         self.buffer[8..12].copy_from_slice(&payload.to_le_bytes());
         self.buffer[12..20].copy_from_slice(&batch.to_le_bytes());
         self.buffer[20..24].copy_from_slice(&previous_checksum.to_le_bytes());
-        let checksum = frame_checksum(place, &self.buffer[4..]);
+        let mut checksum = place_checksum(place);
+        let mut from = 4;
+        for content in &self.contents {
+            checksum = crc32c::crc32c_append(checksum, &self.buffer[from..content.start]);
+            from = content.end;
+        }
+        checksum = crc32c::crc32c_append(checksum, &self.buffer[from..]);
         self.buffer[..4].copy_from_slice(&checksum.to_le_bytes());
         (&self.buffer, checksum)
     }
@@ -138,9 +159,24 @@ impl FrameWriter {
         }
     }
 
-    /// Starts an append, or a copy of entries from an older segment; `count` entries follow.
-    pub(super) fn append(&mut self, group: GroupId, first: u64, count: usize, copied: bool) {
-        self.head(if copied { Kind::Copy } else { Kind::Append }, group);
+    /// Starts an append; `count` entries follow. `previous` is the term of what is in front of the
+    /// first one, if anything is.
+    pub(super) fn append(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        count: usize,
+        previous: Option<u64>,
+    ) {
+        self.head(Kind::Append, group);
+        self.varint(first);
+        self.varint(count as u64);
+        self.varint(previous.map_or(0, |term| term.saturating_add(1)));
+    }
+
+    /// Starts a copy of entries from an older segment; `count` entries follow.
+    pub(super) fn copy(&mut self, group: GroupId, first: u64, count: usize) {
+        self.head(Kind::Copy, group);
         self.varint(first);
         self.varint(count as u64);
     }
@@ -153,6 +189,7 @@ impl FrameWriter {
         self.buffer.extend_from_slice(&checksum.to_le_bytes());
         let at = self.buffer.len();
         self.buffer.extend_from_slice(content);
+        self.contents.push(at..self.buffer.len());
         u32::try_from(at).unwrap_or(u32::MAX)
     }
 
@@ -175,6 +212,35 @@ impl FrameWriter {
         self.position(up_to);
     }
 
+    /// Repeats the hard states of the frame before.
+    pub(super) fn echo(&mut self, echoes: &[Echo]) {
+        self.buffer.push(Kind::Echo as u8);
+        self.varint(echoes.len() as u64);
+        for (group, hard_state) in echoes {
+            self.group(*group);
+            match hard_state {
+                Some(hard_state) => self.hard_state(*hard_state),
+                None => self.buffer.push(ECHO_DROPPED),
+            }
+        }
+    }
+
+    pub(super) fn lost(
+        &mut self,
+        group: GroupId,
+        from: u64,
+        last: Option<LogPosition>,
+        lost: Lost,
+    ) {
+        self.head(Kind::Lost, group);
+        self.varint(from);
+        self.buffer.push(u8::from(last.is_some()) | u8::from(lost.hard_state_known) << 1);
+        if let Some(last) = last {
+            self.position(last);
+        }
+        self.position(lost.to);
+    }
+
     pub(super) fn drop_group(&mut self, group: GroupId) {
         self.head(Kind::Drop, group);
     }
@@ -190,7 +256,9 @@ impl FrameWriter {
         self.group(group);
         let flags = u8::from(carried.hard_state.is_some())
             | u8::from(carried.purged.is_some()) << 1
-            | u8::from(carried.live.is_some()) << 2;
+            | u8::from(carried.live.is_some()) << 2
+            | u8::from(carried.lost.is_some()) << 3
+            | u8::from(carried.lost.is_some_and(|lost| lost.hard_state_known)) << 4;
         self.buffer.push(flags);
         if let Some(hard_state) = carried.hard_state {
             self.hard_state(hard_state);
@@ -201,6 +269,9 @@ impl FrameWriter {
         if let Some((first, last)) = carried.live {
             self.varint(first);
             self.position(last);
+        }
+        if let Some(lost) = carried.lost {
+            self.position(lost.to);
         }
     }
 
@@ -226,6 +297,7 @@ pub(super) struct Carried {
     pub(super) purged: Option<LogPosition>,
     /// First index and last position of the live entries.
     pub(super) live: Option<(u64, LogPosition)>,
+    pub(super) lost: Option<Lost>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,12 +314,15 @@ enum Kind {
     Seal = 8,
     Oldest = 9,
     Marker = 10,
+    Echo = 11,
+    Lost = 12,
 }
 
 /// One record as read. Entries and opened groups follow their head and are read one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {
-    Append { group: GroupId, first: u64, count: u64, copied: bool },
+    Append { group: GroupId, first: u64, count: u64, previous: Option<u64> },
+    Copy { group: GroupId, first: u64, count: u64 },
     Truncate { group: GroupId, from: u64, last: Option<LogPosition> },
     HardState { group: GroupId, hard_state: HardState },
     Purge { group: GroupId, up_to: LogPosition },
@@ -256,6 +331,8 @@ pub(super) enum Record {
     Seal { successor: u64 },
     Oldest { oldest: u64 },
     Marker,
+    Echo { count: u64 },
+    Lost { group: GroupId, from: u64, last: Option<LogPosition>, lost: Lost },
 }
 
 /// One entry as read; `at` counts from the start of the payload.
@@ -264,9 +341,19 @@ pub(super) struct EntryRecord {
     pub(super) term: u64,
     pub(super) at: usize,
     pub(super) length: u32,
+    /// Whether the content is what was written.
+    pub(super) intact: bool,
 }
 
-/// Reads the frame at `place.offset` of a segment's bytes.
+struct EntryHead {
+    term: u64,
+    at: usize,
+    length: u32,
+    checksum: u32,
+}
+
+/// Reads the frame at `place.offset` of a segment's bytes. The entries' contents are not verified:
+/// [`RecordReader::entry`] does that, for each by itself.
 pub(super) fn read_frame(bytes: &[u8], place: FramePlace) -> Result<Frame<'_>, Fault> {
     let at = usize::try_from(place.offset).map_err(|_| "the offset is out of range")?;
     let rest = bytes.get(at..).ok_or("the frame lies beyond the end")?;
@@ -280,16 +367,66 @@ pub(super) fn read_frame(bytes: &[u8], place: FramePlace) -> Result<Frame<'_>, F
     }
     let whole = rest.get(..FRAME_HEADER_BYTES + length).ok_or("the frame is cut")?;
     let checksum = fixed_u32(&header[..4]);
-    if frame_checksum(place, &whole[4..]) != checksum {
+    let payload = &whole[FRAME_HEADER_BYTES..];
+    let start = crc32c::crc32c_append(place_checksum(place), &header[4..]);
+    if structure_checksum(payload, start) != Ok(checksum) {
         return Err("the frame's checksum is wrong");
     }
     Ok(Frame {
         batch: fixed_u64(&header[12..20]),
         checksum,
         previous_checksum: fixed_u32(&header[20..24]),
-        payload: &whole[FRAME_HEADER_BYTES..],
+        payload,
         end: at + whole.len(),
     })
+}
+
+/// Continues a checksum over all of a payload but the entries' contents.
+fn structure_checksum(payload: &[u8], mut checksum: u32) -> Result<u32, Fault> {
+    let mut records = RecordReader::new(payload);
+    let mut from = 0;
+    while let Some(record) = records.record()? {
+        let (Record::Append { count, .. } | Record::Copy { count, .. }) = record else {
+            records.skip(&record)?;
+            continue;
+        };
+        for _ in 0..count {
+            let head = records.entry_head()?;
+            checksum = crc32c::crc32c_append(checksum, &payload[from..head.at]);
+            from = head.at + head.length as usize;
+        }
+    }
+    Ok(crc32c::crc32c_append(checksum, &payload[from..]))
+}
+
+/// What a whole frame's bytes say of hard states, to be repeated by the next one.
+pub(super) fn echoes_of(frame: &[u8]) -> Vec<Echo> {
+    let mut records = RecordReader::new(frame.get(FRAME_HEADER_BYTES..).unwrap_or_default());
+    let mut found = Vec::new();
+    while let Ok(Some(record)) = records.record() {
+        if let Record::HardState { group, hard_state } = record {
+            found.push((group, Some(hard_state)));
+        }
+        if let Record::Drop { group } = record {
+            found.push((group, None));
+        }
+        if records.skip(&record).is_err() {
+            break;
+        }
+    }
+    found
+}
+
+impl Frame<'_> {
+    /// Whether all entries' contents are what was written.
+    pub(super) fn is_whole(&self) -> bool {
+        let mut records = RecordReader::new(self.payload);
+        let mut whole = true;
+        while let Ok(Some(record)) = records.record() {
+            whole &= records.skip(&record).unwrap_or(false);
+        }
+        whole
+    }
 }
 
 fn fixed_u32(bytes: &[u8]) -> u32 {
@@ -319,12 +456,16 @@ impl<'a> RecordReader<'a> {
         }
         let kind = self.byte()?;
         Ok(Some(match kind {
-            1 | 6 => Record::Append {
+            1 => Record::Append {
                 group: self.group()?,
                 first: self.varint()?,
                 count: self.varint()?,
-                copied: kind == Kind::Copy as u8,
+                previous: self.varint()?.checked_sub(1),
             },
+            6 => {
+                let (group, first) = (self.group()?, self.varint()?);
+                Record::Copy { group, first, count: self.varint()? }
+            }
             2 => {
                 let (group, from) = (self.group()?, self.varint()?);
                 let last = if self.flag()? { Some(self.position()?) } else { None };
@@ -337,6 +478,17 @@ impl<'a> RecordReader<'a> {
             8 => Record::Seal { successor: self.varint()? },
             9 => Record::Oldest { oldest: self.varint()? },
             10 => Record::Marker,
+            11 => Record::Echo { count: self.varint()? },
+            12 => {
+                let (group, from) = (self.group()?, self.varint()?);
+                let flags = self.byte()?;
+                if 3 < flags {
+                    return Err("a loss's flags are unknown");
+                }
+                let last = if flags & 1 != 0 { Some(self.position()?) } else { None };
+                let lost = Lost { to: self.position()?, hard_state_known: flags & 2 != 0 };
+                Record::Lost { group, from, last, lost }
+            }
             0 if self.payload[self.at..].iter().all(|byte| *byte == Kind::Padding as u8) => {
                 self.at = self.payload.len();
                 return Ok(None);
@@ -345,30 +497,76 @@ impl<'a> RecordReader<'a> {
         }))
     }
 
-    /// The next entry of an append, its checksum verified.
+    /// The next entry of an append or copy, its content verified.
     pub(super) fn entry(&mut self, group: GroupId, index: u64) -> Result<EntryRecord, Fault> {
+        let head = self.entry_head()?;
+        let content = &self.payload[head.at..head.at + head.length as usize];
+        let position = LogPosition { term: head.term, index };
+        let intact = entry_checksum(group, position, content) == head.checksum;
+        Ok(EntryRecord { term: head.term, at: head.at, length: head.length, intact })
+    }
+
+    fn entry_head(&mut self) -> Result<EntryHead, Fault> {
         let term = self.varint()?;
         let length = u32::try_from(self.varint()?).map_err(|_| "an entry is too long")?;
         let checksum = fixed_u32(self.take(ENTRY_CHECKSUM_BYTES as usize)?);
         let at = self.at;
-        let content = self.take(length as usize)?;
-        if entry_checksum(group, LogPosition { term, index }, content) != checksum {
-            return Err("an entry's checksum is wrong");
+        self.take(length as usize)?;
+        Ok(EntryHead { term, at, length, checksum })
+    }
+
+    /// Passes over what follows a record's head; returns whether its entries are intact.
+    pub(super) fn skip(&mut self, record: &Record) -> Result<bool, Fault> {
+        let mut intact = true;
+        match *record {
+            Record::Append { group, first, count, .. } | Record::Copy { group, first, count } => {
+                for offset in 0..count {
+                    intact &= self.entry(group, first.wrapping_add(offset))?.intact;
+                }
+            }
+            Record::Opening { groups, .. } => {
+                (0..groups).try_for_each(|_| self.opening_group().map(drop))?;
+            }
+            Record::Echo { count } => (0..count).try_for_each(|_| self.echoed().map(drop))?,
+            Record::Truncate { .. }
+            | Record::HardState { .. }
+            | Record::Purge { .. }
+            | Record::Drop { .. }
+            | Record::Seal { .. }
+            | Record::Oldest { .. }
+            | Record::Marker
+            | Record::Lost { .. } => {}
         }
-        Ok(EntryRecord { term, at, length })
+        Ok(intact)
+    }
+
+    /// The next hard state of an echo.
+    pub(super) fn echoed(&mut self) -> Result<Echo, Fault> {
+        let group = self.group()?;
+        if self.payload.get(self.at) == Some(&ECHO_DROPPED) {
+            self.at += 1;
+            return Ok((group, None));
+        }
+        Ok((group, Some(self.hard_state()?)))
     }
 
     /// The next group of an opening record.
     pub(super) fn opening_group(&mut self) -> Result<(GroupId, Carried), Fault> {
         let group = self.group()?;
         let flags = self.byte()?;
-        if 7 < flags {
+        if 31 < flags {
             return Err("a carried group's flags are unknown");
         }
         let hard_state = if flags & 1 != 0 { Some(self.hard_state()?) } else { None };
         let purged = if flags & 2 != 0 { Some(self.position()?) } else { None };
         let live = if flags & 4 != 0 { Some((self.varint()?, self.position()?)) } else { None };
-        Ok((group, Carried { hard_state, purged, live }))
+        let hard_state_known = flags & 16 != 0;
+        let lost = if flags & 8 != 0 {
+            Some(Lost { to: self.position()?, hard_state_known })
+        } else {
+            None
+        };
+        Ok((group, Carried { hard_state, purged, live, lost }))
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], Fault> {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
-use crate::log_store::{GroupLog, HardState, LogEntry, LogPosition};
+use crate::log_store::{GroupLog, HardState, LogEntry, LogPosition, Lost};
 
 /// Indexes above this are refused, so that no index arithmetic overflows.
 pub(crate) const INDEX_MAX: u64 = u64::MAX >> 1;
@@ -21,17 +21,26 @@ pub(crate) struct GroupState<S> {
     /// Index of the first slot; meaningless without slots.
     pub(crate) first: u64,
     pub(crate) slots: VecDeque<S>,
+    pub(crate) lost: Option<Lost>,
 }
 
 impl<S> Default for GroupState<S> {
     fn default() -> Self {
-        Self { hard_state: None, purged: None, last: None, first: 0, slots: VecDeque::new() }
+        Self {
+            hard_state: None,
+            purged: None,
+            last: None,
+            first: 0,
+            slots: VecDeque::new(),
+            lost: None,
+        }
     }
 }
 
 impl<S> GroupState<S> {
     pub(crate) fn summary(&self) -> GroupLog {
-        GroupLog { hard_state: self.hard_state, purged: self.purged, last: self.last }
+        let Self { hard_state, purged, last, lost, .. } = *self;
+        GroupLog { hard_state, purged, last, lost }
     }
 
     /// The same log with something else known about its entries.
@@ -42,6 +51,7 @@ impl<S> GroupState<S> {
             last: self.last,
             first: self.first,
             slots: self.slots.iter().map(slot).collect(),
+            lost: self.lost,
         }
     }
 
@@ -75,6 +85,39 @@ impl<S> GroupState<S> {
         }
         self.slots.push_back(slot);
         self.last = Some(position);
+        self.make_good();
+    }
+
+    /// Adds the first slot, at a distance from the purge mark: what is between is missing.
+    pub(crate) fn push_apart(&mut self, position: LogPosition, slot: S) {
+        debug_assert!(self.slots.is_empty());
+        self.first = position.index;
+        self.slots.push_back(slot);
+        self.last = Some(position);
+    }
+
+    /// Lets go of the note of a loss once the log reaches as far as it ever did: every entry that
+    /// was acknowledged and committed is here again (Raft's log matching and leader completeness).
+    fn make_good(&mut self) {
+        let is_good = |lost: &Lost| lost.hard_state_known && Some(lost.to) <= self.last;
+        if self.lost.as_ref().is_some_and(is_good) {
+            self.lost = None;
+        }
+    }
+
+    /// Removes the slots at and above `from` and notes the loss; `last` is what then ends the log.
+    pub(crate) fn mark_lost(
+        &mut self,
+        from: u64,
+        last: Option<LogPosition>,
+        lost: Lost,
+    ) -> Drain<'_, S> {
+        let before = self.lost;
+        self.lost = Some(Lost {
+            to: before.map_or(lost.to, |before| before.to.max(lost.to)),
+            hard_state_known: lost.hard_state_known && before.is_none_or(|b| b.hard_state_known),
+        });
+        self.truncate(from, last)
     }
 
     /// Whether a truncation would remove anything.
@@ -96,6 +139,7 @@ impl<S> GroupState<S> {
         let gone = if self.slots.is_empty() { 0 } else { gone };
         if gone == self.slots.len() as u64 {
             self.last = Some(up_to);
+            self.make_good();
         }
         self.first += gone;
         self.slots.drain(..usize::try_from(gone).unwrap_or(usize::MAX))

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::group::GroupState;
 use super::memory::live;
 use super::segment::Segment;
-use crate::log_store::{GroupId, LogEntry, LogPosition, ReadError};
+use crate::log_store::{GroupId, LogEntry, LogPosition, Lost, ReadError};
 
 /// One live entry. 64 bytes, of which there may be millions.
 pub(super) struct Slot {
@@ -53,6 +53,11 @@ pub(super) struct Index {
 struct Contents {
     bytes: usize,
     entries: usize,
+}
+
+fn position_before(state: &GroupState<Slot>, from: u64) -> Option<LogPosition> {
+    let before = from.checked_sub(1).and_then(|index| Some((index, state.slot(index)?.term)));
+    before.map(|(index, term)| LogPosition { term, index }).or(state.purged)
 }
 
 impl Contents {
@@ -97,9 +102,23 @@ impl Index {
     /// Removes entries; returns what then ends the group's log.
     pub(super) fn truncate(&mut self, group: GroupId, from: u64) -> Option<LogPosition> {
         let state = self.groups.get_mut(&group)?;
-        let before = from.checked_sub(1).and_then(|index| Some((index, state.slot(index)?.term)));
-        let last = before.map(|(index, term)| LogPosition { term, index }).or(state.purged);
+        let last = position_before(state, from);
         for mut slot in state.truncate(from, last) {
+            self.contents.let_go(&mut slot);
+        }
+        last
+    }
+
+    /// Removes entries and notes the loss; returns what then ends the group's log.
+    pub(super) fn mark_lost(
+        &mut self,
+        group: GroupId,
+        from: u64,
+        lost: Lost,
+    ) -> Option<LogPosition> {
+        let state = self.groups.entry(group).or_default();
+        let last = if state.reaches(from) { position_before(state, from) } else { state.last };
+        for mut slot in state.mark_lost(from, last, lost) {
             self.contents.let_go(&mut slot);
         }
         last

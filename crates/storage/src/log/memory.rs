@@ -173,6 +173,10 @@ impl LogStore for MemoryLog {
         Ok(found)
     }
 
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> LogStats {
         self.shared.state.lock().stats
     }
@@ -214,7 +218,9 @@ fn check(groups: &Groups, write: &LogWrite) -> Result<(), LogError> {
             (*group, groups.get(group).and_then(|state| state.refuses_truncate(*from)))
         }
         LogWrite::Purge { group, up_to } => (*group, refuses_purge(*up_to)),
-        LogWrite::SaveHardState { .. } | LogWrite::Drop { .. } => return Ok(()),
+        LogWrite::SaveHardState { .. } | LogWrite::Drop { .. } | LogWrite::MarkLost { .. } => {
+            return Ok(());
+        }
     };
     broken.map_or(Ok(()), |reason| Err(LogError::Refused { group, reason }))
 }
@@ -250,6 +256,13 @@ fn apply(groups: &mut Groups, write: LogWrite) {
         }
         LogWrite::Drop { group } => {
             groups.remove(&group);
+        }
+        LogWrite::MarkLost { group, from, lost } => {
+            let state = groups.entry(group).or_default();
+            let before = from.checked_sub(1).and_then(|index| state.slot(index));
+            let before = before.map(|entry| entry.position).or(state.purged);
+            let last = if state.reaches(from) { before } else { state.last };
+            state.mark_lost(from, last, lost);
         }
     }
 }

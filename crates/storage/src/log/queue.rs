@@ -17,7 +17,7 @@ use super::group::{GroupState, refuses_purge};
 use super::index::{Index, Slot};
 use super::memory::moves;
 use crate::log_store::{
-    Completion, GroupId, HardState, LogEntry, LogError, LogPosition, LogStats, LogWrite,
+    Completion, GroupId, HardState, LogEntry, LogError, LogPosition, LogStats, LogWrite, Lost,
 };
 
 /// One change may be at most this long. Offsets in a segment have 32 bits.
@@ -27,6 +27,8 @@ pub(super) const CHANGE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 pub(super) enum Change {
     Append {
         group: GroupId,
+        /// Term of what is in front of the first one.
+        previous: Option<u64>,
         entries: Vec<LogEntry>,
     },
     Truncate {
@@ -44,6 +46,12 @@ pub(super) enum Change {
     },
     Drop {
         group: GroupId,
+    },
+    MarkLost {
+        group: GroupId,
+        from: u64,
+        last: Option<LogPosition>,
+        lost: Lost,
     },
     /// Nothing; the outcome is known, but waits its turn.
     Nothing(Result<(), LogError>),
@@ -129,7 +137,8 @@ impl Shared {
             | Change::Truncate { .. }
             | Change::SaveHardState { .. }
             | Change::Purge { .. }
-            | Change::Drop { .. } => bytes,
+            | Change::Drop { .. }
+            | Change::MarkLost { .. } => bytes,
         };
         if state.closed {
             drop(state);
@@ -159,7 +168,10 @@ impl Shared {
         let spared = match write {
             LogWrite::Append { .. } => state.room.reserve,
             LogWrite::SaveHardState { .. } => state.room.reserve / 2,
-            LogWrite::Truncate { .. } | LogWrite::Purge { .. } | LogWrite::Drop { .. } => 0,
+            LogWrite::Truncate { .. }
+            | LogWrite::Purge { .. }
+            | LogWrite::Drop { .. }
+            | LogWrite::MarkLost { .. } => 0,
         };
         if CHANGE_BYTES_MAX < bytes {
             return Err(LogError::Refused { group, reason: "the entries are too large" });
@@ -209,8 +221,9 @@ impl State {
                 let content = entries.iter().map(|entry| entry.content.len() as u64);
                 self.stats.bytes_given += content.sum::<u64>();
                 self.stats.entries += entries.len() as u64;
+                let previous = known.and_then(|state| state.last).map(|last| last.term);
                 self.index.append(group, &entries, self.sequence);
-                Change::Append { group, entries }
+                Change::Append { group, previous, entries }
             }
             LogWrite::Truncate { from, .. } => {
                 if !known.is_some_and(|state| state.reaches(from)) {
@@ -236,6 +249,10 @@ impl State {
                 self.index.remove(group);
                 return Ok(Change::Drop { group });
             }
+            LogWrite::MarkLost { from, lost, .. } => {
+                let last = self.index.mark_lost(group, from, lost);
+                Change::MarkLost { group, from, last, lost }
+            }
         };
         if is_new {
             self.room.groups += 1;
@@ -252,7 +269,9 @@ impl State {
             },
             LogWrite::Truncate { from, .. } => known?.refuses_truncate(*from),
             LogWrite::Purge { up_to, .. } => refuses_purge(*up_to),
-            LogWrite::SaveHardState { .. } | LogWrite::Drop { .. } => None,
+            LogWrite::SaveHardState { .. } | LogWrite::Drop { .. } | LogWrite::MarkLost { .. } => {
+                None
+            }
         }
     }
 }
@@ -263,7 +282,8 @@ fn group_of(write: &LogWrite) -> GroupId {
         | LogWrite::Truncate { group, .. }
         | LogWrite::SaveHardState { group, .. }
         | LogWrite::Purge { group, .. }
-        | LogWrite::Drop { group } => *group,
+        | LogWrite::Drop { group }
+        | LogWrite::MarkLost { group, .. } => *group,
     }
 }
 
@@ -278,7 +298,8 @@ fn bytes_bound(write: &LogWrite) -> u64 {
         LogWrite::Truncate { .. }
         | LogWrite::SaveHardState { .. }
         | LogWrite::Purge { .. }
-        | LogWrite::Drop { .. } => SMALL_RECORD_BYTES,
+        | LogWrite::Drop { .. }
+        | LogWrite::MarkLost { .. } => SMALL_RECORD_BYTES,
     };
     FRAME_OVERHEAD_BYTES + records
 }

@@ -2,24 +2,27 @@
 //!
 //! One kind of damage is forgiven: a bad frame at the end of the newest segment with nothing valid
 //! behind it. That is what a crash leaves, and nobody was told that such a frame is durable.
-//! Everything else is an [`OpenError`] that names the place: the log never opens with less than
-//! was acknowledged.
+//! Damage inside a segment is kept to the groups that it concerns, which are then marked as
+//! [`Lost`](crate::log_store::Lost). Everything else (a missing or cut file, frames that do not
+//! follow each other) is an [`OpenError`] that names the place: the log never opens with less than
+//! was acknowledged and says nothing.
 //!
 //! Not here: changing the disk. That is [`super::tidy`], once all is read.
 
+mod doubt;
 mod replay;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 
-use self::replay::Replay;
 pub(super) use self::replay::{FoundSlot, carry};
-use super::OpenError;
-use super::frame::{FramePlace, Record, RecordReader, read_frame};
+use self::replay::{Replay, Replayed};
+use super::frame::{Frame, FramePlace, Record, RecordReader, read_frame};
 use super::group::GroupState;
 use super::segment::{HEADER_LENGTH, HeaderFault, check_header, path_of, read_whole};
+use super::{Damage, OpenError, OpenReport};
 use crate::fs::{File, FileSystem};
 use crate::log_store::GroupId;
 
@@ -52,12 +55,15 @@ pub(super) struct Recovered {
     pub(super) leftovers: Vec<u64>,
     pub(super) unopened: Option<Unopened>,
     pub(super) tail: Tail,
+    pub(super) report: OpenReport,
 }
 
 pub(super) struct FoundSegment {
     pub(super) number: u64,
     pub(super) file: Arc<dyn File>,
     pub(super) length: u64,
+    /// Whether its header is to be written again.
+    pub(super) header_damaged: bool,
 }
 
 /// Where and after what the log goes on.
@@ -83,7 +89,7 @@ pub(super) fn recover(
     numbers: &[u64],
 ) -> Result<Recovered, OpenError> {
     let (newest, unopened) = find_newest(fs, dir, log_id, numbers)?;
-    let oldest = oldest_recorded(&newest, log_id)?;
+    let oldest = oldest_recorded(&newest, log_id, numbers)?;
     if newest.number < oldest {
         return Err(newest.damaged(0, vec![], "it names an oldest segment that comes after it"));
     }
@@ -93,15 +99,16 @@ pub(super) fn recover(
         }
     }
 
-    let mut replay = Replay::default();
+    let mut replay = Replay::new(total_length(fs, dir, oldest..=newest.number)?);
     let mut segments = Vec::new();
     let newest_number = newest.number;
     for number in oldest..newest_number {
         let image = read_image(fs, dir, number)?;
-        let tail = scan(&image, log_id, &mut replay, false)?;
-        debug_assert!(tail.sealed);
-        segments.push(image.into_found());
+        let header_damaged = header_is_damaged(&image, log_id, &mut replay)?;
+        scan(&image, log_id, &mut replay, false)?;
+        segments.push(image.into_found(header_damaged));
     }
+    let header_damaged = header_is_damaged(&newest, log_id, &mut replay)?;
     let tail = scan(&newest, log_id, &mut replay, true)?;
     match &unopened {
         Some(next) if tail.sealed && !next.header_whole => {
@@ -118,15 +125,30 @@ pub(super) fn recover(
         }
         Some(_) | None => {}
     }
-    let groups = replay.finish(oldest)?;
-    segments.push(newest.into_found());
+    let Replayed { groups, report } = replay.finish(oldest)?;
+    segments.push(newest.into_found(header_damaged));
     let leftovers = numbers.iter().copied().filter(|number| *number < oldest).collect();
-    Ok(Recovered { log_id, groups, segments, leftovers, unopened, tail })
+    Ok(Recovered { log_id, groups, segments, leftovers, unopened, tail, report })
+}
+
+/// Bytes of all these segments.
+fn total_length(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    numbers: RangeInclusive<u64>,
+) -> Result<u64, OpenError> {
+    let length = |number| {
+        let path = path_of(dir, number);
+        let length = fs.open(&path).and_then(|file| file.length());
+        length.map_err(|source| OpenError::Io { path, source })
+    };
+    numbers.map(length).sum()
 }
 
 impl Image {
-    fn into_found(self) -> FoundSegment {
-        FoundSegment { number: self.number, length: self.bytes.len() as u64, file: self.file }
+    fn into_found(self, header_damaged: bool) -> FoundSegment {
+        let length = self.bytes.len() as u64;
+        FoundSegment { number: self.number, length, file: self.file, header_damaged }
     }
 
     fn damaged(&self, offset: usize, groups: Vec<GroupId>, reason: &'static str) -> OpenError {
@@ -159,13 +181,9 @@ fn find_newest(
         if let Err(HeaderFault::Version(found)) = header {
             return Err(OpenError::Version { segment: *number, found });
         }
-        if let Some(offset) = find_frame(&image, log_id, FIRST_FRAME) {
+        if is_opened(&image, log_id) {
             if let Err(HeaderFault::Damaged(reason)) = header {
                 return Err(image.damaged(0, vec![], reason));
-            }
-            if offset != FIRST_FRAME {
-                let reason = "the segment's opening is damaged, and frames follow";
-                return Err(image.damaged(FIRST_FRAME, groups_near(&image, offset), reason));
             }
             if let Some(next) = &unopened
                 && next.number != number + 1
@@ -190,6 +208,19 @@ fn find_newest(
     Err(OpenError::Missing { segment: 1, oldest: 1, newest: 1 })
 }
 
+/// Whether a segment was opened: it holds a frame, and not only one that was cut short.
+fn is_opened(image: &Image, log_id: u64) -> bool {
+    let Some(offset) = find_frame(image, log_id, FIRST_FRAME) else { return false };
+    let place = FramePlace { log_id, segment: image.number, offset: offset as u64 };
+    read_frame(&image.bytes, place).is_ok_and(|frame| !is_torn(image, log_id, &frame))
+}
+
+/// Whether a frame was cut short between its structure and its contents: it is the last one, and
+/// nothing in it counts.
+fn is_torn(image: &Image, log_id: u64, frame: &Frame<'_>) -> bool {
+    !frame.is_whole() && find_frame(image, log_id, frame.end).is_none()
+}
+
 /// The offset of the first valid frame at or after `from`.
 fn find_frame(image: &Image, log_id: u64, from: usize) -> Option<usize> {
     (from..image.bytes.len()).step_by(8).find(|offset| {
@@ -198,51 +229,75 @@ fn find_frame(image: &Image, log_id: u64, from: usize) -> Option<usize> {
     })
 }
 
-/// The oldest segment of the log, by the newest record that says so.
-fn oldest_recorded(newest: &Image, log_id: u64) -> Result<u64, OpenError> {
+/// The oldest segment of the log, by the newest record that says so. Where frames are lost, that
+/// record may be among them: then the files that follow each other up to the newest count too.
+fn oldest_recorded(newest: &Image, log_id: u64, numbers: &[u64]) -> Result<u64, OpenError> {
     let mut oldest = 0;
+    let mut lost = false;
     let mut at = FIRST_FRAME;
     loop {
         let place = FramePlace { log_id, segment: newest.number, offset: at as u64 };
-        let Ok(frame) = read_frame(&newest.bytes, place) else { break };
+        let Ok(frame) = read_frame(&newest.bytes, place) else {
+            let Some(next) = find_frame(newest, log_id, at + 8) else { break };
+            at = next;
+            lost = true;
+            continue;
+        };
+        if is_torn(newest, log_id, &frame) {
+            break;
+        }
         let mut records = RecordReader::new(frame.payload);
         let damaged = |reason| newest.damaged(at, groups_near(newest, at), reason);
         while let Some(record) = records.record().map_err(damaged)? {
             match record {
-                Record::Opening { oldest: named, groups } => {
-                    for _ in 0..groups {
-                        records.opening_group().map_err(damaged)?;
-                    }
+                Record::Opening { oldest: named, .. } | Record::Oldest { oldest: named } => {
                     oldest = named;
                 }
-                Record::Oldest { oldest: named } => oldest = named,
-                Record::Append { group, first, count, .. } => {
-                    for index in (first..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
-                        records.entry(group, index).map_err(damaged)?;
-                    }
-                }
-                Record::Truncate { .. }
+                Record::Append { .. }
+                | Record::Copy { .. }
+                | Record::Truncate { .. }
                 | Record::HardState { .. }
                 | Record::Purge { .. }
                 | Record::Drop { .. }
                 | Record::Seal { .. }
-                | Record::Marker => {}
+                | Record::Marker
+                | Record::Echo { .. }
+                | Record::Lost { .. } => {}
             }
+            records.skip(&record).map_err(damaged)?;
         }
         at = frame.end;
     }
-    if let Some(offset) = find_frame(newest, log_id, at) {
-        let reason = "a frame is damaged, and others follow";
-        let mut groups = groups_near(newest, at);
-        groups.extend(groups_near(newest, offset));
-        groups.sort_unstable();
-        groups.dedup();
-        return Err(newest.damaged(at, groups, reason));
+    let consecutive = || {
+        let below = numbers.iter().rev().skip_while(|number| newest.number < **number);
+        let run = below.zip((0..=newest.number).rev()).take_while(|(found, next)| *found == next);
+        run.last().map_or(newest.number, |(_, number)| number)
+    };
+    if lost {
+        return Ok(oldest.max(consecutive()));
     }
     if oldest == 0 {
         return Err(newest.damaged(FIRST_FRAME, vec![], "the segment does not name the oldest"));
     }
     Ok(oldest)
+}
+
+/// Whether a segment's header is to be written again. It holds nothing that the segment's name,
+/// length and frames do not say.
+fn header_is_damaged(image: &Image, log_id: u64, replay: &mut Replay) -> Result<bool, OpenError> {
+    match check_header(&image.bytes, log_id, image.number) {
+        Ok(()) => Ok(false),
+        Err(HeaderFault::Version(found)) => {
+            Err(OpenError::Version { segment: image.number, found })
+        }
+        Err(HeaderFault::Damaged(reason)) => Err(image.damaged(0, vec![], reason)),
+        Err(HeaderFault::Unreadable) => {
+            let reason = "the segment's header is damaged; its frames are not";
+            let damage = Damage { segment: image.number, offset: 0, groups: vec![], reason };
+            replay.note(damage);
+            Ok(true)
+        }
+    }
 }
 
 /// Reads one segment's frames into the replay.
@@ -252,36 +307,36 @@ fn scan(
     replay: &mut Replay,
     is_newest: bool,
 ) -> Result<Tail, OpenError> {
-    if let Err(fault) = check_header(&image.bytes, log_id, image.number) {
-        return Err(match fault {
-            HeaderFault::Version(found) => OpenError::Version { segment: image.number, found },
-            HeaderFault::Damaged(reason) => image.damaged(0, vec![], reason),
-        });
-    }
     let mut at = FIRST_FRAME;
     let mut last = FIRST_FRAME;
-    while !replay.sealed() || at == FIRST_FRAME {
+    while !replay.sealed() || last == FIRST_FRAME && at == FIRST_FRAME {
         let place = FramePlace { log_id, segment: image.number, offset: at as u64 };
-        match read_frame(&image.bytes, place) {
+        let frame = read_frame(&image.bytes, place);
+        let next = |from| find_frame(image, log_id, from);
+        match frame {
+            // Only the last frame can be half written, contents and all.
+            Ok(frame) if is_newest && is_torn(image, log_id, &frame) => break,
             Ok(frame) => {
-                replay.frame(image.number, at, &frame).map_err(|fault| {
-                    let groups = match fault.group {
-                        Some(group) => vec![group],
-                        None => groups_near(image, at),
-                    };
-                    image.damaged(at, groups, fault.reason)
-                })?;
+                take(image, at, &frame, replay)?;
                 last = at;
                 at = frame.end;
             }
-            Err(_) if is_newest && FIRST_FRAME < at && find_frame(image, log_id, at).is_none() => {
-                break;
-            }
-            Err(reason) => {
-                let near = groups_near(image, at);
-                let groups = if near.is_empty() { replay.groups() } else { near };
-                return Err(image.damaged(at, groups, reason));
-            }
+            Err(reason) => match next(at + 8) {
+                Some(next) => {
+                    replay.lose(image.number, at as u64, (next - at) as u64, reason);
+                    at = next;
+                }
+                None if is_newest && FIRST_FRAME < at => break,
+                None if FIRST_FRAME < at => {
+                    // The next segment's opening says what is there.
+                    replay.lose(image.number, at as u64, (image.bytes.len() - at) as u64, reason);
+                    break;
+                }
+                None => {
+                    let reason = "no frame of the segment can be read";
+                    return Err(image.damaged(at, vec![], reason));
+                }
+            },
         }
     }
     if replay.sealed() && find_frame(image, log_id, at).is_some() {
@@ -298,6 +353,16 @@ fn scan(
     })
 }
 
+fn take(image: &Image, at: usize, frame: &Frame<'_>, replay: &mut Replay) -> Result<(), OpenError> {
+    replay.frame(image.number, at, frame).map_err(|fault| {
+        let groups = match fault.group {
+            Some(group) => vec![group],
+            None => groups_near(image, at),
+        };
+        image.damaged(at, groups, fault.reason)
+    })
+}
+
 /// The groups named in what may once have been the frame at `at`, as far as it can be read.
 fn groups_near(image: &Image, at: usize) -> Vec<GroupId> {
     let Some(payload) = image.bytes.get(at + super::frame::FRAME_HEADER_BYTES..) else {
@@ -307,24 +372,21 @@ fn groups_near(image: &Image, at: usize) -> Vec<GroupId> {
     let mut records = RecordReader::new(payload);
     while let Ok(Some(record)) = records.record() {
         match record {
-            Record::Append { group, first, count, .. } => {
-                groups.push(group);
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
-                if (first..).take(count).any(|index| records.entry(group, index).is_err()) {
-                    break;
-                }
-            }
-            Record::Truncate { group, .. }
+            Record::Append { group, .. }
+            | Record::Copy { group, .. }
+            | Record::Truncate { group, .. }
             | Record::HardState { group, .. }
             | Record::Purge { group, .. }
-            | Record::Drop { group } => groups.push(group),
-            Record::Opening { groups: count, .. } => {
-                for _ in 0..count {
-                    let Ok((group, _)) = records.opening_group() else { break };
-                    groups.push(group);
-                }
-            }
-            Record::Seal { .. } | Record::Oldest { .. } | Record::Marker => {}
+            | Record::Drop { group }
+            | Record::Lost { group, .. } => groups.push(group),
+            Record::Opening { .. }
+            | Record::Seal { .. }
+            | Record::Oldest { .. }
+            | Record::Marker
+            | Record::Echo { .. } => {}
+        }
+        if records.skip(&record).is_err() {
+            break;
         }
     }
     groups.sort_unstable();

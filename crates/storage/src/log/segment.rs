@@ -9,7 +9,7 @@ use crate::fs::File;
 /// Bytes of a segment's header; the first frame starts behind it.
 pub(super) const HEADER_LENGTH: usize = 64;
 pub(super) const SEGMENT_HEADER_BYTES: u64 = HEADER_LENGTH as u64;
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
 const SEGMENT_MAGIC: [u8; 8] = *b"AHLOGSEG";
 const IDENTITY_MAGIC: [u8; 8] = *b"AHLOG-ID";
 const IDENTITY_BYTES: usize = 24;
@@ -53,7 +53,9 @@ pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; HEADER_LENGT
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeaderFault {
-    /// It was not written by this code, or is damaged.
+    /// It is damaged. Its segment's name and frames say the same.
+    Unreadable,
+    /// It is of another place, or the file is not what it says.
     Damaged(&'static str),
     /// It is whole, of another format version.
     Version(u32),
@@ -64,7 +66,7 @@ pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(),
     let whole =
         bytes.get(..HEADER_LENGTH).ok_or(HeaderFault::Damaged("the segment's header is cut"))?;
     if crc32c::crc32c(&whole[..60]).to_le_bytes() != whole[60..] || whole[..8] != SEGMENT_MAGIC {
-        return Err(HeaderFault::Damaged("the segment's header is damaged"));
+        return Err(HeaderFault::Unreadable);
     }
     let version = whole[8..12].try_into().map_or(0, u32::from_le_bytes);
     if version != FORMAT_VERSION {

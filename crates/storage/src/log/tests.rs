@@ -2,10 +2,12 @@
 
 mod conformance;
 mod crash;
+mod crossed;
 mod damage;
 mod full_disk;
 mod lag;
 mod model;
+mod power;
 mod stress;
 
 use std::path::Path;
@@ -67,6 +69,11 @@ fn small() -> LogConfig {
 
 fn open(fs: &MemoryFs, config: LogConfig) -> Result<SegmentedLog, OpenError> {
     SegmentedLog::open(Arc::new(fs.clone()), Path::new(DIR), config)
+}
+
+/// Whether the long versions of the tests are asked for: `ANCHORHOLD_LONG=1`.
+fn long() -> bool {
+    std::env::var_os("ANCHORHOLD_LONG").is_some()
 }
 
 /// All entries of a group, read in small steps.

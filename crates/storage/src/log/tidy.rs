@@ -4,13 +4,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::OpenError;
 use super::frame::{FramePlace, FrameWriter};
 use super::recovery::{FoundSegment, Recovered, Tail, Unopened};
 use super::segment::{
     HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, header, identity, path_of, read_identity,
     read_whole,
 };
+use super::{OpenError, OpenReport};
 use crate::fs::{File, FileSystem};
 
 /// Number of a log's first segment.
@@ -92,9 +92,10 @@ pub(super) fn create(
         Ok(Recovered {
             log_id,
             groups: std::collections::BTreeMap::new(),
-            segments: vec![FoundSegment { number: FIRST, file, length }],
+            segments: vec![FoundSegment { number: FIRST, file, length, header_damaged: false }],
             leftovers: vec![],
             unopened: None,
+            report: OpenReport::default(),
             tail: Tail {
                 batch: 1,
                 checksum,
@@ -121,6 +122,10 @@ pub(super) fn tidy(
         let identity_file = fs.open(&dir.join(IDENTITY_NAME))?;
         identity_file.write_at(&identity(recovered.log_id), 0)?;
         identity_file.sync_data()?;
+        for found in recovered.segments.iter().filter(|found| found.header_damaged) {
+            found.file.write_at(&header(recovered.log_id, found.number, found.length), 0)?;
+            found.file.sync_data()?;
+        }
         if let Some(newest) = recovered.segments.last() {
             let tail = &recovered.tail;
             newest.file.write_at(&tail.frame.1, tail.frame.0)?;

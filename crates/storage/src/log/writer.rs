@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use self::upkeep::Cursor;
 use super::LogConfig;
-use super::frame::{FramePlace, FrameWriter, SEAL_BYTES};
+use super::frame::{ECHO_BYTES, Echo, FramePlace, FrameWriter, SEAL_BYTES};
 use super::queue::{Change, Queued, Shared};
 use super::recovery::carry;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
@@ -80,8 +80,16 @@ pub(super) struct Writer {
     pub(super) marked: bool,
     /// Whether the last attempt to prepare a segment failed for want of space.
     pub(super) short_of_space: bool,
+    /// The current segment is damaged: the next one's opening is to say again what there is,
+    /// before an older one is removed.
+    pub(super) must_turn: bool,
+    /// Notes of losses that are not on disk yet. Until they are, the damaged entries seem live to
+    /// a recovery, and no segment may go.
+    pub(super) notes_left: usize,
     pub(super) copying: Cursor,
     pub(super) frame: FrameWriter,
+    /// The hard states in the last frame: the next one repeats them.
+    pub(super) echo: Vec<Echo>,
     pub(super) offsets: Vec<u32>,
     /// Bytes written since they were last added to the counters.
     pub(super) bytes_written: u64,
@@ -181,17 +189,27 @@ impl Writer {
     fn write_batch(&mut self, queue: &mut VecDeque<Queued>) -> io::Result<()> {
         let needed = queue.front().map_or(0, |queued| queued.bytes);
         let mut batch = Batch::default();
-        let turn = self.current.free() < needed || (needed == 0 && self.turns_for_upkeep());
+        let turn = self.current.free() < needed
+            || (needed == 0 && self.turns_for_upkeep())
+            || (self.must_turn && self.prepared.is_some());
         if turn {
             self.turn_over()?;
             self.frame.begin();
             batch.oldest = Some(self.encode_opening());
         } else {
             self.frame.begin();
+            self.encode_echo(needed);
+        }
+        let bare = if turn { 0 } else { self.frame.length() };
+        if !turn {
             self.plan_upkeep(needed, &mut batch);
         }
         self.encode_changes(queue, &mut batch);
-        let fsync = if self.frame.is_empty() { None } else { Some(self.write_frame()?) };
+        let mut fsync = None;
+        if bare < self.frame.length() {
+            fsync = Some(self.write_frame()?);
+            self.echo = echoes(queue, &batch);
+        }
         self.marked &= fsync.is_none();
         self.note_written(queue, &batch);
         self.publish(queue, &batch, fsync);
@@ -202,7 +220,8 @@ impl Writer {
                 | Change::Truncate { .. }
                 | Change::SaveHardState { .. }
                 | Change::Purge { .. }
-                | Change::Drop { .. } => Ok(()),
+                | Change::Drop { .. }
+                | Change::MarkLost { .. } => Ok(()),
             };
             (queued.done)(outcome);
         }
@@ -220,12 +239,24 @@ impl Writer {
             return Ok(());
         }
         self.frame.begin();
+        self.encode_echo(bytes);
         self.frame.marker();
         self.offsets.clear();
         let fsync = self.write_frame()?;
+        self.echo.clear();
         self.marked = true;
         self.publish(&VecDeque::new(), &Batch::default(), Some(fsync));
         Ok(())
+    }
+
+    /// Repeats the hard states of the frame before, so that no single damaged frame costs a vote.
+    /// Left out where the callers need the room: the next opening repeats them anyway.
+    fn encode_echo(&mut self, needed: u64) {
+        let bytes = ECHO_BYTES * self.echo.len() as u64;
+        let fits = needed + bytes <= self.current.free() && self.take_room(bytes);
+        if self.echo.is_empty() || fits {
+            self.frame.echo(&self.echo);
+        }
     }
 
     fn encode_opening(&mut self) -> u64 {
@@ -250,9 +281,9 @@ impl Writer {
             }
             batch.count += 1;
             match &queued.change {
-                Change::Append { group, entries } => {
+                Change::Append { group, previous, entries } => {
                     let first = entries.first().map_or(0, |entry| entry.position.index);
-                    self.frame.append(*group, first, entries.len(), false);
+                    self.frame.append(*group, first, entries.len(), *previous);
                     for entry in entries {
                         let at = self.frame.entry(*group, entry.position, &entry.content);
                         self.offsets.push(at);
@@ -264,6 +295,9 @@ impl Writer {
                 }
                 Change::Purge { group, up_to } => self.frame.purge(*group, *up_to),
                 Change::Drop { group } => self.frame.drop_group(*group),
+                Change::MarkLost { group, from, last, lost } => {
+                    self.frame.lost(*group, *from, *last, *lost);
+                }
                 Change::Nothing(_) => {}
             }
         }
@@ -310,7 +344,7 @@ impl Writer {
         }
         for queued in queue.iter().take(batch.count) {
             match &queued.change {
-                Change::Append { group, entries } => {
+                Change::Append { group, entries, .. } => {
                     let state = groups.entry(*group).or_default();
                     for entry in entries {
                         let length = u32::try_from(entry.content.len()).unwrap_or(u32::MAX);
@@ -335,6 +369,11 @@ impl Writer {
                     let slots = groups.remove(group).unwrap_or_default().slots;
                     slots.into_iter().for_each(|home| uses.lose(home));
                 }
+                Change::MarkLost { group, from, last, lost } => {
+                    let state = groups.entry(*group).or_default();
+                    state.mark_lost(*from, *last, *lost).for_each(|home| uses.lose(home));
+                    self.notes_left = self.notes_left.saturating_sub(1);
+                }
                 Change::Nothing(_) => {}
             }
         }
@@ -353,7 +392,7 @@ impl Writer {
         }
         for queued in queue.iter().take(batch.count) {
             state.queued_bytes -= queued.bytes;
-            if let Change::Append { group, entries } = &queued.change {
+            if let Change::Append { group, entries, .. } = &queued.change {
                 let (own, rest) = offsets.split_at(entries.len());
                 offsets = rest;
                 let first = entries.first().map_or(0, |entry| entry.position.index);
@@ -371,6 +410,21 @@ impl Writer {
         drop(state);
         self.shared.room.notify_all();
     }
+}
+
+/// What a batch says of hard states.
+fn echoes(queue: &VecDeque<Queued>, batch: &Batch) -> Vec<Echo> {
+    let changes = queue.iter().take(batch.count).map(|queued| &queued.change);
+    let said = changes.filter_map(|change| match change {
+        Change::SaveHardState { group, hard_state } => Some((*group, Some(*hard_state))),
+        Change::Drop { group } => Some((*group, None)),
+        Change::Append { .. }
+        | Change::Truncate { .. }
+        | Change::Purge { .. }
+        | Change::MarkLost { .. }
+        | Change::Nothing(_) => None,
+    });
+    said.collect()
 }
 
 impl Copied {

@@ -1,14 +1,18 @@
 //! Turns frames back into groups, and refuses whatever the writer cannot have written.
+//!
+//! Damage is kept to the groups it concerns: an entry whose content is damaged is nowhere, and a
+//! frame that cannot be read raises [`Doubts`]. [`Replay::finish`] says what that comes to.
 
 use std::collections::BTreeMap;
 
-use super::super::OpenError;
-use super::super::frame::{Carried, Fault, Frame, Record, RecordReader};
+use super::super::frame::{Carried, ENTRY_BYTES_MIN, Fault, Frame, Record, RecordReader};
 use super::super::group::{GroupState, INDEX_MAX};
 use super::super::memory::moves;
-use crate::log_store::{GroupId, LogPosition};
+use super::super::{Damage, LostGroup, OpenError, OpenReport};
+use super::doubt::{Doubt, Doubts};
+use crate::log_store::{GroupId, LogPosition, Lost};
 
-/// Segment number of an entry whose copy has not been met yet.
+/// Segment number of an entry that is damaged, or whose copy has not been met yet.
 const NOWHERE: u64 = 0;
 
 /// Where an entry was found.
@@ -39,15 +43,36 @@ fn of(group: GroupId, reason: Fault) -> ReplayFault {
 }
 
 /// The log as far as it has been read.
-#[derive(Default)]
 pub(super) struct Replay {
     groups: Found,
     /// Batch number and checksum of the last frame; `None` before the first.
     last: Option<(u64, u32)>,
     sealed: bool,
+    doubts: Doubts,
+    damages: Vec<Damage>,
+    /// No group can have more entries: the log has no room for them.
+    entries_max: u64,
+}
+
+/// What a whole recovery has found of the groups.
+pub(super) struct Replayed {
+    pub(super) groups: Found,
+    pub(super) report: OpenReport,
 }
 
 impl Replay {
+    /// Starts with nothing, for a log of so many bytes.
+    pub(super) fn new(bytes: u64) -> Self {
+        Self {
+            groups: Found::new(),
+            last: None,
+            sealed: false,
+            doubts: Doubts::default(),
+            damages: Vec::new(),
+            entries_max: bytes / ENTRY_BYTES_MIN,
+        }
+    }
+
     pub(super) fn sealed(&self) -> bool {
         self.sealed
     }
@@ -56,8 +81,16 @@ impl Replay {
         self.last.unwrap_or_default()
     }
 
-    pub(super) fn groups(&self) -> Vec<GroupId> {
-        self.groups.keys().copied().collect()
+    /// Notes frames that cannot be read: `bytes` from `offset` on.
+    pub(super) fn lose(&mut self, segment: u64, offset: u64, bytes: u64, reason: Fault) {
+        self.damages.push(Damage { segment, offset, groups: vec![], reason });
+        self.sealed = false;
+        self.doubts.raise(self.groups.keys().copied(), bytes);
+    }
+
+    /// Notes damage that costs nothing.
+    pub(super) fn note(&mut self, damage: Damage) {
+        self.damages.push(damage);
     }
 
     /// Takes the next frame, at `at` in `segment`.
@@ -68,14 +101,21 @@ impl Replay {
         frame: &Frame<'_>,
     ) -> Result<(), ReplayFault> {
         let starts = at == super::FIRST_FRAME;
-        if starts != (self.sealed || self.last.is_none()) {
+        let gap = self.doubts.gap();
+        if !gap && starts != (self.sealed || self.last.is_none()) {
             return Err("a segment starts before its predecessor was sealed".into());
         }
-        if let Some((batch, checksum)) = self.last
-            && (frame.batch, frame.previous_checksum) != (batch + 1, checksum)
-        {
-            return Err("the frame does not follow the one before it".into());
+        if let Some((batch, checksum)) = self.last {
+            let follows = if gap {
+                batch < frame.batch
+            } else {
+                (frame.batch, frame.previous_checksum) == (batch + 1, checksum)
+            };
+            if !follows {
+                return Err("the frame does not follow the one before it".into());
+            }
         }
+        let lost_one = self.last.is_some_and(|(batch, _)| frame.batch <= batch + 2);
         self.sealed = false;
         let mut records = RecordReader::new(frame.payload);
         if starts {
@@ -84,126 +124,255 @@ impl Replay {
             };
             self.opening(groups, &mut records)?;
         }
-        let content_at = frame.end - frame.payload.len();
+        let place = Place { segment, content_at: frame.end - frame.payload.len() };
+        let (mut echoed, mut damaged) = (false, Vec::new());
         while let Some(record) = records.record()? {
             if self.sealed {
                 return Err("a record follows the seal".into());
             }
-            self.record(record, &mut records, segment, content_at)?;
+            if let Record::Echo { count } = record {
+                self.echo(count, &mut records, gap && lost_one)?;
+                echoed = gap && lost_one;
+                self.doubts.close_gap(echoed);
+                continue;
+            }
+            self.record(record, &mut records, place, &mut damaged)?;
+        }
+        if gap && !echoed {
+            self.doubts.close_gap(false);
+        }
+        damaged.sort_unstable();
+        damaged.dedup();
+        if !damaged.is_empty() {
+            let (offset, reason) = (at as u64, "the content of an entry is damaged");
+            self.damages.push(Damage { segment, offset, groups: damaged, reason });
         }
         self.last = Some((frame.batch, frame.checksum));
         Ok(())
     }
 
-    /// The first opening says what the log holds; every later one repeats what is known already.
+    /// The hard states of the frame before. They are news if that one is lost.
+    fn echo(
+        &mut self,
+        count: u64,
+        records: &mut RecordReader<'_>,
+        is_news: bool,
+    ) -> Result<(), ReplayFault> {
+        for _ in 0..count {
+            let (group, hard_state) = records.echoed()?;
+            if is_news {
+                self.meet(group);
+                if hard_state.is_none() {
+                    self.groups.remove(&group); // What came after the drop is still in doubt.
+                }
+                self.groups.entry(group).or_default().hard_state = hard_state;
+                self.doubts.settle_hard_state(group);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first opening says what the log holds; every later one repeats what is known already,
+    /// and settles what is not.
     fn opening(&mut self, count: u64, records: &mut RecordReader<'_>) -> Result<(), ReplayFault> {
-        let is_first = self.last.is_none();
+        let says_all = self.last.is_none() || self.doubts.any_unread();
         let mut known = std::mem::take(&mut self.groups);
         for _ in 0..count {
             let (group, carried) = records.opening_group()?;
-            let state = if is_first {
-                hollow(carried).ok_or_else(|| of(group, "the carried group is not possible"))?
-            } else {
-                let state = known.remove(&group);
-                let state = state.filter(|state| carry(state) == carried);
-                state.ok_or_else(|| of(group, "the carried group is not what was read before"))?
+            let doubtful = self.doubts.settle(group);
+            let old = known.remove(&group);
+            let state = match old {
+                Some(old) if carry(&old) == carried => old,
+                // A start has given up the entries behind a damaged one.
+                old if says_all || doubtful || old.as_ref().is_some_and(has_hole) => {
+                    reconcile(old, carried, self.entries_max)
+                        .ok_or_else(|| of(group, "the carried group is not possible"))?
+                }
+                Some(_) | None => {
+                    return Err(of(group, "the carried group is not what was read before"));
+                }
             };
             if self.groups.insert(group, state).is_some() {
                 return Err(of(group, "a group is carried twice"));
             }
         }
-        match known.first_key_value() {
-            Some((group, _)) => Err(of(*group, "a group was not carried forward")),
-            None => Ok(()),
-        }
+        let forgotten = known.into_keys().find(|group| !self.doubts.settle(*group));
+        self.doubts.settle_all();
+        forgotten.map_or(Ok(()), |group| Err(of(group, "a group was not carried forward")))
     }
 
     fn record(
         &mut self,
         record: Record,
         records: &mut RecordReader<'_>,
-        segment: u64,
-        content_at: usize,
+        place: Place,
+        damaged: &mut Vec<GroupId>,
     ) -> Result<(), ReplayFault> {
         match record {
-            Record::Append { group, first, count, copied } => {
-                if INDEX_MAX < first || INDEX_MAX - first < count {
-                    return Err(of(group, "an index is out of range"));
-                }
+            Record::Append { group, first, count, previous } => {
+                check_range(group, first, count)?;
+                self.meet(group);
+                self.join(group, first, previous);
                 for index in first..first + count {
-                    let entry = records.entry(group, index)?;
-                    let slot = FoundSlot {
-                        term: entry.term,
-                        segment,
-                        offset: u32::try_from(content_at + entry.at)
-                            .map_err(|_| of(group, "an entry lies too far out"))?,
-                        length: entry.length,
-                    };
-                    self.entry(group, index, slot, copied)?;
+                    let (slot, intact) = place.slot(group, index, records)?;
+                    if !intact {
+                        damaged.push(group);
+                    }
+                    self.append(group, index, slot)?;
                 }
             }
-            Record::Truncate { group, from, last } => {
-                let state = self.groups.get_mut(&group);
-                let state = state.filter(|state| state.reaches(from));
-                let state = state.ok_or_else(|| of(group, "nothing was there to truncate"))?;
-                state.truncate(from, last);
+            Record::Copy { group, first, count } => {
+                check_range(group, first, count)?;
+                for index in first..first + count {
+                    let (slot, intact) = place.slot(group, index, records)?;
+                    if !intact {
+                        damaged.push(group);
+                    }
+                    self.copy(group, index, slot, intact)?;
+                }
             }
+            Record::Truncate { group, from, last } => self.truncate(group, from, last)?,
             Record::HardState { group, hard_state } => {
+                self.meet(group);
                 self.groups.entry(group).or_default().hard_state = Some(hard_state);
+                self.doubts.settle_hard_state(group);
             }
-            Record::Purge { group, up_to } => {
-                let state = self.groups.entry(group).or_default();
-                if INDEX_MAX <= up_to.index || !moves(state.purged, up_to) {
-                    return Err(of(group, "a purge mark went back"));
-                }
-                state.purge(up_to);
-            }
+            Record::Purge { group, up_to } => self.purge(group, up_to)?,
             Record::Drop { group } => {
-                if self.groups.remove(&group).is_none() {
+                let doubtful = self.doubts.settle(group) || self.doubts.any_unread();
+                if self.groups.remove(&group).is_none() && !doubtful {
                     return Err(of(group, "a dropped group was not there"));
                 }
             }
+            Record::Lost { group, from, last, lost } => {
+                self.doubts.settle(group);
+                self.groups.entry(group).or_default().mark_lost(from, last, lost);
+            }
             Record::Seal { successor } => {
-                if successor != segment + 1 {
+                if successor != place.segment + 1 {
                     return Err("the seal names a wrong successor".into());
                 }
                 self.sealed = true;
             }
             Record::Opening { .. } => return Err("a segment is opened twice".into()),
-            Record::Oldest { .. } | Record::Marker => {}
+            Record::Oldest { .. } | Record::Marker | Record::Echo { .. } => {}
         }
         Ok(())
     }
 
-    fn entry(
+    fn meet(&mut self, group: GroupId) {
+        self.doubts.meet(group, !self.groups.contains_key(&group));
+    }
+
+    /// Joins an append to what is known, or goes on from there alone where that is in doubt.
+    fn join(&mut self, group: GroupId, first: u64, previous: Option<u64>) {
+        if self.doubts.entries_are_sure(group) {
+            return;
+        }
+        let state = self.groups.entry(group).or_default();
+        let front = position_before(state, first);
+        let joins = match previous {
+            Some(term) => front.is_some_and(|position| position.term == term),
+            None => first == 0 && state.purged.is_none(),
+        };
+        if joins {
+            if state.reaches(first) {
+                state.truncate(first, front);
+            }
+            self.doubts.join(group);
+        } else {
+            self.doubts.float(group, state.last);
+            state.slots.clear();
+        }
+    }
+
+    fn append(&mut self, group: GroupId, index: u64, slot: FoundSlot) -> Result<(), ReplayFault> {
+        let sure = self.doubts.entries_are_sure(group);
+        let state = self.groups.entry(group).or_default();
+        let position = LogPosition { term: slot.term, index };
+        match state.next_index() {
+            Some(next) if next != index && (sure || !state.slots.is_empty()) => {
+                return Err(of(group, "an append does not follow the last entry"));
+            }
+            Some(next) if next != index => state.push_apart(position, slot),
+            Some(_) | None => state.push(position, slot),
+        }
+        Ok(())
+    }
+
+    fn copy(
         &mut self,
         group: GroupId,
         index: u64,
         slot: FoundSlot,
-        copied: bool,
+        intact: bool,
     ) -> Result<(), ReplayFault> {
-        let position = LogPosition { term: slot.term, index };
-        if copied {
-            let known = self.groups.get_mut(&group).and_then(|state| state.slot_mut(index));
-            let known = known.filter(|known| known.segment == NOWHERE || known.term == slot.term);
-            *known.ok_or_else(|| of(group, "an entry was copied that is not live"))? = slot;
-            return Ok(());
+        let sure = self.doubts.entries_are_sure(group) && !self.doubts.any_unread();
+        let known = self.groups.get_mut(&group).and_then(|state| state.slot_mut(index));
+        let known = known.filter(|known| known.segment == NOWHERE || known.term == slot.term);
+        match known {
+            // A damaged copy of an entry that is still whole elsewhere costs nothing.
+            Some(known) if intact || known.segment == NOWHERE => *known = slot,
+            Some(_) => {}
+            None if sure => return Err(of(group, "an entry was copied that is not live")),
+            None => {}
         }
-        let state = self.groups.entry(group).or_default();
-        if state.next_index().is_some_and(|next| next != index) {
-            return Err(of(group, "an append does not follow the last entry"));
-        }
-        state.push(position, slot);
         Ok(())
     }
 
-    /// The groups, once the last frame is read. `oldest` is the oldest segment.
-    pub(super) fn finish(self, oldest: u64) -> Result<Found, OpenError> {
-        for (group, state) in &self.groups {
-            let hole = state.slots.iter().any(|slot| slot.segment == NOWHERE);
-            let last_term = state.slots.back().map(|slot| slot.term);
-            if hole || last_term.is_some_and(|term| state.last.map(|last| last.term) != Some(term))
-            {
+    fn truncate(
+        &mut self,
+        group: GroupId,
+        from: u64,
+        last: Option<LogPosition>,
+    ) -> Result<(), ReplayFault> {
+        self.meet(group);
+        let sure = self.doubts.entries_are_sure(group);
+        let state = self.groups.entry(group).or_default();
+        if !sure {
+            if position_before(state, from).or(state.purged) == last {
+                if state.reaches(from) {
+                    state.truncate(from, last);
+                }
+                self.doubts.join(group);
+            } else {
+                self.doubts.float(group, state.last);
+                state.slots.clear();
+                state.last = last;
+            }
+            return Ok(());
+        }
+        if !state.reaches(from) {
+            return Err(of(group, "nothing was there to truncate"));
+        }
+        state.truncate(from, last);
+        Ok(())
+    }
+
+    fn purge(&mut self, group: GroupId, up_to: LogPosition) -> Result<(), ReplayFault> {
+        self.meet(group);
+        let sure = self.doubts.entries_are_sure(group);
+        let state = self.groups.entry(group).or_default();
+        if INDEX_MAX <= up_to.index || sure && !moves(state.purged, up_to) {
+            return Err(of(group, "a purge mark went back"));
+        }
+        if moves(state.purged, up_to) {
+            let reaches = !state.slots.is_empty() && state.first <= up_to.index + 1;
+            state.purge(up_to);
+            if reaches {
+                self.doubts.anchor(group);
+            }
+        }
+        Ok(())
+    }
+
+    /// The groups, once the last frame is read, and what is lost of them. `oldest` is the oldest
+    /// segment.
+    pub(super) fn finish(mut self, oldest: u64) -> Result<Replayed, OpenError> {
+        let mut lost = Vec::new();
+        for (group, state) in &mut self.groups {
+            let hole = state.slots.iter().position(|slot| slot.segment == NOWHERE);
+            if hole.is_some() && self.damages.is_empty() {
                 return Err(OpenError::Damaged {
                     segment: oldest,
                     offset: 0,
@@ -211,21 +380,131 @@ impl Replay {
                     reason: "entries from before the oldest segment were not copied forward",
                 });
             }
+            let Some(loss) = loss_of(state, hole, self.doubts.left(*group)) else { continue };
+            let last = if state.reaches(loss.from) {
+                position_before(state, loss.from).or(state.purged)
+            } else {
+                state.last
+            };
+            state.mark_lost(loss.from, last, loss.lost);
+            lost.push(loss.of(*group));
         }
-        Ok(self.groups)
+        let unknown_groups_may_be_lost = self.doubts.any_unread();
+        let report = OpenReport { damages: self.damages, lost, unknown_groups_may_be_lost };
+        Ok(Replayed { groups: self.groups, report })
     }
 }
 
+/// Where a frame's records are.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: u64,
+    /// Offset of the payload in the segment.
+    content_at: usize,
+}
+
+impl Place {
+    /// The next entry, and whether its content is what was written. If not, it is nowhere.
+    fn slot(
+        &self,
+        group: GroupId,
+        index: u64,
+        records: &mut RecordReader<'_>,
+    ) -> Result<(FoundSlot, bool), ReplayFault> {
+        let entry = records.entry(group, index)?;
+        let offset = u32::try_from(self.content_at + entry.at)
+            .map_err(|_| of(group, "an entry lies too far out"))?;
+        let segment = if entry.intact { self.segment } else { NOWHERE };
+        let slot = FoundSlot { term: entry.term, segment, offset, length: entry.length };
+        Ok((slot, entry.intact))
+    }
+}
+
+fn check_range(group: GroupId, first: u64, count: u64) -> Result<(), ReplayFault> {
+    if INDEX_MAX < first || INDEX_MAX - first < count {
+        return Err(of(group, "an index is out of range"));
+    }
+    Ok(())
+}
+
+fn has_hole(state: &GroupState<FoundSlot>) -> bool {
+    state.slots.iter().any(|slot| slot.segment == NOWHERE)
+}
+
+/// What is in front of an index, if that is known.
+fn position_before(state: &GroupState<FoundSlot>, index: u64) -> Option<LogPosition> {
+    let before = index.checked_sub(1)?;
+    let slot = state.slot(before).map(|slot| LogPosition { term: slot.term, index: before });
+    slot.or(state.purged.filter(|mark| mark.index == before))
+}
+
+struct Loss {
+    from: u64,
+    lost: Lost,
+}
+
+impl Loss {
+    fn of(&self, group: GroupId) -> LostGroup {
+        LostGroup { group, from: self.from, lost: self.lost }
+    }
+}
+
+/// What holes and doubts come to: which entries are given up, and what was promised with them.
+fn loss_of(
+    state: &GroupState<FoundSlot>,
+    hole: Option<usize>,
+    doubt: Option<Doubt>,
+) -> Option<Loss> {
+    let doubt = doubt.unwrap_or_default();
+    if hole.is_none() && !doubt.entries && !doubt.hard_state {
+        return None;
+    }
+    let next = state.next_index().unwrap_or(0);
+    let mut from = hole.map_or(next, |hole| state.first + hole as u64);
+    let mut to = state.last.max(doubt.seen).unwrap_or(LogPosition { term: 0, index: 0 });
+    if doubt.entries {
+        // What is known may have been overwritten: none of it is sure.
+        from = from.min(state.first);
+        let term = state.hard_state.map_or(to.term, |hard_state| hard_state.term.max(to.term));
+        let index = to.index.max(next).saturating_add(doubt.entries_max).min(INDEX_MAX);
+        to = LogPosition { term, index };
+    }
+    if doubt.hard_state {
+        // Its terms may have gone on to anything.
+        to = LogPosition { term: u64::MAX, index: INDEX_MAX };
+    }
+    Some(Loss { from, lost: Lost { to, hard_state_known: !doubt.hard_state } })
+}
+
+/// A group as an opening describes it, with as much of what was read before as is sure.
+fn reconcile(
+    old: Option<GroupState<FoundSlot>>,
+    carried: Carried,
+    entries_max: u64,
+) -> Option<GroupState<FoundSlot>> {
+    let mut state = hollow(carried, entries_max)?;
+    if let (Some(old), Some((first, last))) = (old, carried.live)
+        && old.slot(last.index).is_some_and(|slot| slot.term == last.term)
+    {
+        // Equal at its end, so equal up to there.
+        for (index, slot) in (first..=last.index).zip(&mut state.slots) {
+            *slot = old.slot(index).copied().unwrap_or(*slot);
+        }
+    }
+    Some(state)
+}
+
 /// A group as an opening describes it, its entries yet to be met.
-fn hollow(carried: Carried) -> Option<GroupState<FoundSlot>> {
+fn hollow(carried: Carried, entries_max: u64) -> Option<GroupState<FoundSlot>> {
     let mut state = GroupState {
         hard_state: carried.hard_state,
         purged: carried.purged,
         last: carried.purged,
+        lost: carried.lost,
         ..GroupState::default()
     };
     if let Some((first, last)) = carried.live {
-        if last.index < first || INDEX_MAX < last.index {
+        if last.index < first || INDEX_MAX < last.index || entries_max < last.index - first {
             return None;
         }
         let slot = FoundSlot { term: 0, segment: NOWHERE, offset: 0, length: 0 };
@@ -233,6 +512,10 @@ fn hollow(carried: Carried) -> Option<GroupState<FoundSlot>> {
         state.first = first;
         state.last = Some(last);
         state.slots = std::iter::repeat_n(slot, count).collect();
+        // The last one's term is known, wherever it is.
+        if let Some(slot) = state.slots.back_mut() {
+            slot.term = last.term;
+        }
     }
     Some(state)
 }
@@ -243,5 +526,5 @@ pub(in super::super) fn carry<S>(state: &GroupState<S>) -> Carried {
         Some(last) if !state.slots.is_empty() => Some((state.first, last)),
         Some(_) | None => None,
     };
-    Carried { hard_state: state.hard_state, purged: state.purged, live }
+    Carried { hard_state: state.hard_state, purged: state.purged, live, lost: state.lost }
 }

@@ -89,7 +89,7 @@ fn appended_entries_come_back(subject: &mut impl Subject) {
     for _ in 0..2 {
         let log = subject.log();
         assert_eq!(log.groups(), vec![a, b]);
-        let expected = GroupLog { hard_state: None, purged: None, last: Some(at(2, 4)) };
+        let expected = GroupLog { last: Some(at(2, 4)), ..GroupLog::default() };
         assert_eq!(log.group(a), Some(expected));
         let mut entries: Vec<LogEntry> = (0..3).map(|index| entry(a, 1, index, 40)).collect();
         entries.extend((3..5).map(|index| entry(a, 2, index, 40)));

@@ -46,3 +46,33 @@ fn an_idle_log_shrinks_by_itself_after_a_purge() {
     assert!(log.stats().disk_bytes < 60_000, "{:?}", log.stats());
     assert_eq!(read_all(&log, group(1)), vec![entry(group(1), 1, 100, 300)]);
 }
+
+#[test]
+fn a_group_stuck_at_twenty_thousand_entries_leaves_the_disk_bounded() {
+    let fs = MemoryFs::new();
+    let config = LogConfig {
+        segment_bytes: 256 << 10,
+        disk_bytes_target: 6 << 20,
+        copy_bytes_max: 16 << 10,
+        recent_bytes_max: 64 << 10,
+        ..small()
+    };
+    let log = open(&fs, config).unwrap();
+    let (stuck, busy) = (group(1), group(2));
+    let mut most = 0;
+    for round in 0..if long() { 2_000 } else { 400 } {
+        if round < 200 {
+            write(&log, append(stuck, 1, round * 100..round * 100 + 100, 100)).unwrap();
+        }
+        write(&log, append(busy, 1, round * 100..round * 100 + 100, 300)).unwrap();
+        if round % 2 == 1 {
+            let up_to = at(1, round * 100 - 50);
+            write(&log, LogWrite::Purge { group: busy, up_to }).unwrap();
+        }
+        most = most.max(log.stats().disk_bytes);
+    }
+    // 2.4 MB are live; the target, and a segment or two under way.
+    assert!(most <= 7 << 20, "{most}");
+    let log = open(&fs.after_crash(0), config).unwrap();
+    assert_eq!(read_all(&log, stuck).len(), 20_000);
+}

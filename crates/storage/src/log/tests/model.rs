@@ -166,8 +166,8 @@ impl Run {
         let known: Vec<GroupId> = self.plain.keys().copied().collect();
         assert_eq!(log.groups(), known);
         for (group, plain) in &self.plain {
-            let expected =
-                GroupLog { hard_state: plain.hard_state, purged: plain.purged, last: plain.last() };
+            let Plain { hard_state, purged, .. } = *plain;
+            let expected = GroupLog { hard_state, purged, last: plain.last(), lost: None };
             assert_eq!(log.group(*group), Some(expected));
             let (Some(first), Some(last)) =
                 (plain.entries.keys().next(), plain.entries.keys().next_back())

@@ -29,12 +29,19 @@ pub(in super::super) struct Cursor {
 impl Writer {
     /// Whether there is something to do that no caller waits for.
     pub(super) fn has_upkeep(&self) -> bool {
-        self.can_remove() || self.copy_is_due() && (self.can_copy() || self.turns_for_upkeep())
+        if 0 < self.notes_left {
+            return false;
+        }
+        self.can_remove()
+            || self.must_turn && self.prepared.is_some()
+            || self.copy_is_due() && (self.can_copy() || self.turns_for_upkeep())
     }
 
     /// Whether the next batch frees a segment.
     fn can_remove(&self) -> bool {
-        self.oldest < self.written.uses.oldest_needed() && OLDEST_BYTES <= self.current.free()
+        self.oldest < self.written.uses.oldest_needed()
+            && OLDEST_BYTES <= self.current.free()
+            && !self.must_turn
     }
 
     /// Whether upkeep alone is reason enough to switch to the next segment.
@@ -83,9 +90,13 @@ impl Writer {
 
     /// Puts into the batch what is due: the number of the oldest segment, and copies.
     pub(super) fn plan_upkeep(&mut self, needed: u64, batch: &mut Batch) {
+        if 0 < self.notes_left {
+            return;
+        }
         let oldest = self.written.uses.oldest_needed();
         if self.oldest < oldest
-            && needed + OLDEST_BYTES <= self.current.free()
+            && !self.must_turn
+            && needed + self.frame.length() + OLDEST_BYTES <= self.current.free()
             && self.take_room(OLDEST_BYTES)
         {
             self.frame.oldest(oldest);
@@ -99,7 +110,7 @@ impl Writer {
             batch.copies = self.plan_copies();
             for copied in &mut batch.copies {
                 let position = copied.position();
-                self.frame.append(copied.group, position.index, 1, true);
+                self.frame.copy(copied.group, position.index, 1);
                 copied.at = self.frame.entry(copied.group, position, &copied.entry.content);
             }
         }
@@ -203,6 +214,7 @@ impl Writer {
             self.frame.seal(next.segment.number);
             self.offsets.clear();
             self.write_frame()?;
+            self.echo.clear();
             self.shared.state.lock().stats.fsyncs += 1;
         }
         self.written.uses.push(Arc::clone(&next.segment), next.length);
@@ -212,6 +224,7 @@ impl Writer {
             offset: SEGMENT_HEADER_BYTES,
             sealed: false,
         };
+        self.must_turn = false;
         Ok(())
     }
 
@@ -220,7 +233,8 @@ impl Writer {
         let room = self.shared.state.lock().room;
         let free = self.current.free().max(room.prepared_free());
         let half_full = self.current.free() < self.current.length / 2;
-        let made = if self.prepared.is_none() && (half_full || free < room.wanted) {
+        let due = half_full || free < room.wanted || self.must_turn;
+        let made = if self.prepared.is_none() && due {
             self.make_next(room.wanted + room.opening())
         } else if let Some(next) = &self.prepared
             && (free < room.wanted || next.free() < 2 * room.opening())
