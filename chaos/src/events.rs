@@ -67,6 +67,11 @@ pub enum EventKind {
         /// How it ended, for people.
         how: String,
     },
+    /// After everything was healed the cluster did not recover within the time it had.
+    WaitMissed {
+        /// What was waited for, how long, and what was missing.
+        text: String,
+    },
     /// The harness could not do what it was asked.
     HarnessError {
         /// What, and why.

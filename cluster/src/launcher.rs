@@ -6,6 +6,7 @@
 //!
 //! Not here: deciding when a cluster is caught up (ask it through `client`).
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,10 +42,22 @@ pub struct LaunchConfig {
 /// What tokio reads the width of its runtime from.
 const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";
 
+/// What one node's process is given beside what all are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeExtras {
+    /// More arguments for its `start`.
+    pub arguments: Vec<String>,
+    /// More environment.
+    pub environment: Vec<(String, String)>,
+    /// Whether it joins the others even if it is the first, which founds the cluster otherwise.
+    pub joins: bool,
+}
+
 /// A cluster of processes, ended when this is dropped.
 #[derive(Debug)]
 pub struct ProcessCluster {
     config: LaunchConfig,
+    extras: BTreeMap<String, NodeExtras>,
     file: StateFile,
     /// One for each node of the state, in its order; `None` while it is down.
     children: Vec<Option<Child>>,
@@ -168,8 +181,18 @@ impl ProcessCluster {
     /// [`LaunchError`]; no process is left behind then.
     pub async fn start(
         config: LaunchConfig,
-        mut progress: impl FnMut(Progress),
+        progress: impl FnMut(Progress),
     ) -> Result<Self, LaunchError> {
+        let mut cluster = Self::prepare(config)?;
+        cluster.start_all(progress).await?;
+        Ok(cluster)
+    }
+
+    /// Makes or takes over a cluster, ports included, without starting any node.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn prepare(config: LaunchConfig) -> Result<Self, LaunchError> {
         let file = StateFile::of(&config.data_dir);
         create_dir(&config.data_dir)?;
         let state = match file.read()? {
@@ -178,13 +201,53 @@ impl ProcessCluster {
         };
         file.create(&state)?;
         let children = state.nodes.iter().map(|_| None).collect();
-        let mut cluster = Self { config, file, children };
-        let names: Vec<String> = state.nodes.iter().map(|node| node.name.clone()).collect();
+        Ok(Self { config, extras: BTreeMap::new(), file, children })
+    }
+
+    /// Starts all nodes and waits until each is ready.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub async fn start_all(
+        &mut self,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(), LaunchError> {
+        let nodes = self.state()?.nodes;
+        let names: Vec<String> = nodes.into_iter().map(|node| node.name).collect();
         for name in &names {
-            cluster.start_node(name)?;
+            self.start_node(name)?;
         }
-        cluster.wait_ready(&names, &mut progress).await?;
-        Ok(cluster)
+        self.wait_ready(&names, &mut progress).await
+    }
+
+    /// What a node is given beside what all are, from its next start on.
+    pub fn set_extras(&mut self, name: &str, extras: NodeExtras) {
+        self.extras.insert(name.to_owned(), extras);
+    }
+
+    /// The process of a node, if it runs.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn process(&mut self, name: &str) -> Result<Option<ProcessIdentity>, LaunchError> {
+        let (index, node) = position(&mut self.state()?, name)?;
+        Ok(node.process.filter(|_| self.is_running(index)))
+    }
+
+    /// Tells a node to stop, as its operator does. Does not wait until it has.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn ask_to_stop(&mut self, name: &str) -> Result<(), LaunchError> {
+        let (index, _) = position(&mut self.state()?, name)?;
+        self.file.update(|state| {
+            state.node_mut(name)?.wanted = Wanted::Stopped;
+            Ok(())
+        })?;
+        if let Some(child) = self.children.get_mut(index).and_then(Option::as_mut) {
+            drop(child.stdin.take());
+        }
+        Ok(())
     }
 
     /// Where everything is kept.
@@ -396,7 +459,8 @@ impl ProcessCluster {
             .arg("--admin-key-file")
             .arg(&state.admin_key_file)
             .args(["--exit-with-stdin", "--log-format", "json"]);
-        if index == 0 {
+        let extras = self.extras.get(&node.name).cloned().unwrap_or_default();
+        if index == 0 && !extras.joins {
             command.arg(format!("--bootstrap={}", state.topology));
         } else {
             let others = state.nodes.iter().filter(|other| other.name != node.name);
@@ -410,7 +474,9 @@ impl ProcessCluster {
         }
         command
             .args(&self.config.node_arguments)
+            .args(extras.arguments)
             .envs(self.config.node_environment.iter().cloned())
+            .envs(extras.environment)
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(errors);

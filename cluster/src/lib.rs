@@ -22,7 +22,8 @@ mod topology;
 mod launcher;
 
 pub use files::write_secret;
-pub use launcher::{Event, LaunchConfig, LaunchError, ProcessCluster, Progress};
+pub use launcher::{Event, LaunchConfig, LaunchError, NodeExtras, ProcessCluster, Progress};
+pub use ports::pick as pick_ports;
 pub use process::{Killed, ProcessIdentity, user_id};
 pub use ready::{HttpAnswer, http_get, wait_until_ready};
 pub use state::{ClusterState, NodeState, StateError, StateFile, Wanted};

@@ -16,7 +16,10 @@ const PORT_MIN: u16 = 15_000;
 const TRIES_MAX: usize = 200;
 
 /// Picks `count` different loopback ports that are free now.
-pub(crate) fn pick(count: usize) -> io::Result<Vec<SocketAddr>> {
+///
+/// # Errors
+/// If there are not as many.
+pub fn pick(count: usize) -> io::Result<Vec<SocketAddr>> {
     let end = ephemeral_port_min().max(PORT_MIN + 1_000);
     let mut rng = rand::rngs::StdRng::from_os_rng();
     let mut held = Vec::with_capacity(count);

@@ -65,9 +65,34 @@ impl ProcessIdentity {
     /// # Errors
     /// If the system refuses, for instance because the process belongs to someone else.
     pub fn kill(&self) -> io::Result<Killed> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Freezes this process and no other, until [`Self::resume`].
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn pause(&self) -> io::Result<Killed> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets this process go on.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn resume(&self) -> io::Result<Killed> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether this process is frozen.
+    pub fn is_paused(&self) -> bool {
+        self.is_alive() && platform::is_paused(self.pid)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<Killed> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else { return Ok(Killed::AlreadyGone) };
-        match platform::kill_if(pid, || self.is_alive()) {
+        match platform::signal_if(pid, signal, || self.is_alive()) {
             Ok(killed) => Ok(killed),
             Err(rustix::io::Errno::SRCH) => Ok(Killed::AlreadyGone),
             Err(errno) => Err(errno.into()),
@@ -88,6 +113,11 @@ mod platform {
         Some(Duration::from_millis(ticks * 1_000 / per_second))
     }
 
+    pub(super) fn is_paused(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with(['T', 't']))
+    }
+
     pub(super) fn started(pid: u32) -> Option<String> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let ticks = super::start_ticks(&stat)?;
@@ -95,12 +125,16 @@ mod platform {
         Some(format!("{}:{ticks}", boot.trim()))
     }
 
-    pub(super) fn kill_if(pid: Pid, check: impl Fn() -> bool) -> rustix::io::Result<Killed> {
+    pub(super) fn signal_if(
+        pid: Pid,
+        signal: Signal,
+        check: impl Fn() -> bool,
+    ) -> rustix::io::Result<Killed> {
         let handle = pidfd_open(pid, PidfdFlags::empty())?;
         if !check() {
             return Ok(Killed::AlreadyGone);
         }
-        pidfd_send_signal(handle, Signal::KILL)?;
+        pidfd_send_signal(handle, signal)?;
         Ok(Killed::Signalled)
     }
 }
@@ -115,6 +149,11 @@ mod platform {
         None
     }
 
+    pub(super) fn is_paused(pid: u32) -> bool {
+        let ps = Command::new("ps").args(["-o", "state=", "-p", &pid.to_string()]).output();
+        ps.is_ok_and(|ps| ps.stdout.trim_ascii_start().starts_with(b"T"))
+    }
+
     pub(super) fn started(pid: u32) -> Option<String> {
         let pid = pid.to_string();
         let ps = Command::new("ps").args(["-o", "lstart=,state=", "-p", &pid]).output().ok()?;
@@ -124,11 +163,15 @@ mod platform {
     }
 
     /// Without a handle a moment is left between check and signal.
-    pub(super) fn kill_if(pid: Pid, check: impl Fn() -> bool) -> rustix::io::Result<Killed> {
+    pub(super) fn signal_if(
+        pid: Pid,
+        signal: Signal,
+        check: impl Fn() -> bool,
+    ) -> rustix::io::Result<Killed> {
         if !check() {
             return Ok(Killed::AlreadyGone);
         }
-        rustix::process::kill_process(pid, Signal::KILL)?;
+        rustix::process::kill_process(pid, signal)?;
         Ok(Killed::Signalled)
     }
 }
@@ -185,6 +228,21 @@ mod tests {
         assert!(!child.wait().expect("reaped").success());
         assert!(!identity.is_alive());
         assert_eq!(identity.kill().expect("allowed"), Killed::AlreadyGone);
+    }
+
+    #[test]
+    fn a_paused_process_is_frozen_until_it_is_resumed() {
+        let mut child = waiting_child();
+        let identity = ProcessIdentity::of(child.id()).expect("it runs");
+        assert!(!identity.is_paused());
+        identity.pause().expect("allowed");
+        while !identity.is_paused() {
+            std::thread::yield_now();
+        }
+        drop(child.stdin.take());
+        assert!(child.try_wait().expect("asked").is_none(), "it went on");
+        identity.resume().expect("allowed");
+        assert!(child.wait().expect("reaped").success());
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn unready(directory: &Path) -> ProcessCluster {
     let state = founded(&config).unwrap();
     let file = StateFile::of(&config.data_dir);
     file.create(&state).unwrap();
-    ProcessCluster { config, file, children: vec![None, None, None] }
+    ProcessCluster { config, extras: BTreeMap::new(), file, children: vec![None, None, None] }
 }
 
 #[tokio::test]
@@ -82,6 +82,42 @@ fn a_node_that_dies_by_itself_is_told_from_one_that_was_stopped() {
     assert!(matches!(&events[..], [Event::Died { node, .. }] if node == "c1"), "{events:?}");
     assert!(!cluster.kill_node("c1").unwrap());
     assert!(cluster.kill_node("a1").unwrap());
+}
+
+#[test]
+fn a_node_that_is_asked_to_stop_ends_by_itself_and_has_no_process_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = unready(directory.path());
+    cluster.reconcile().unwrap();
+    assert!(cluster.process("b1").unwrap().is_some());
+    cluster.ask_to_stop("b1").unwrap();
+    while cluster.process("b1").unwrap().is_some() {
+        std::thread::yield_now();
+    }
+    assert!(cluster.process("a1").unwrap().is_some());
+    let events = cluster.reconcile().unwrap();
+    assert_eq!(events, [Event::Stopped { node: "b1".to_owned() }], "it was wanted");
+}
+
+#[tokio::test]
+async fn a_node_gets_its_own_arguments_and_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = "echo $CHAOS $@ > $0.$CHAOS; mv $0.$CHAOS $0.$CHAOS.done; exec cat";
+    let mut cluster = ProcessCluster::prepare(config(directory.path(), script)).unwrap();
+    for (name, joins) in [("a1", true), ("b1", false)] {
+        let arguments = vec![format!("--of={name}")];
+        let environment = vec![("CHAOS".to_owned(), name.to_owned())];
+        cluster.set_extras(name, NodeExtras { arguments, environment, joins });
+        cluster.start_node(name).unwrap();
+        let told = directory.path().join(format!("node.sh.{name}.done"));
+        while !told.exists() {
+            std::thread::yield_now();
+        }
+        let told = fs::read_to_string(told).unwrap();
+        assert!(told.starts_with(&format!("{name} start")), "{told}");
+        assert!(told.contains(&format!("--of={name}")), "{told}");
+        assert!(told.contains("--join=") && !told.contains("--bootstrap"), "{told}");
+    }
 }
 
 #[test]

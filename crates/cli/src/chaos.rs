@@ -1,6 +1,8 @@
 //! `anchorhold chaos`: breaks a cluster of its own, under load, and says what was lost.
 
+mod doctor;
 mod judge;
+mod run;
 
 use anchorhold_chaos::failover::{self, FailoverConfig, FailoverReport, Round};
 use anyhow::Context as _;
@@ -13,11 +15,22 @@ use crate::output::{self, Format};
 #[derive(Args, Debug)]
 pub(crate) struct ChaosArgs {
     #[command(subcommand)]
-    scenario: Scenario,
+    command: Command,
 }
 
 #[derive(Subcommand, Debug)]
-enum Scenario {
+enum Command {
+    /// Run a scenario on a cluster of its own, and keep everything that happened
+    ///
+    /// Exit codes: 0 passed, 1 an invariant was broken, 2 a budget was missed, 3 inconclusive, 4
+    /// the harness could not do what it was asked.
+    Run(run::RunArgs),
+    /// List the scenarios that come with this binary, and the catalogue of faults
+    List(run::ListArgs),
+    /// Run again what a directory holds: same scenario, same seed
+    Replay(run::ReplayArgs),
+    /// Say what this machine and this binary can do, and why not
+    Doctor(doctor::DoctorArgs),
     /// Kill the node that leads most shards, over and over, while clients write
     ///
     /// Starts three zones as real processes in a temporary directory. Fails if an acknowledged
@@ -52,15 +65,19 @@ struct FailoverArgs {
     output: Format,
 }
 
-/// Runs a scenario.
+/// Runs what was asked for.
 ///
 /// # Errors
-/// If it cannot be run to its end, or a write was lost.
+/// If it cannot be run to its end, or a promise was broken.
 pub(crate) async fn run(args: ChaosArgs) -> anyhow::Result<()> {
-    match args.scenario {
-        Scenario::Failover(args) => failover(args).await,
-        Scenario::Check(args) => judge::check(&args),
-        Scenario::Report(args) => judge::report(&args),
+    match args.command {
+        Command::Run(args) => run::run(args).await,
+        Command::List(args) => run::list(&args),
+        Command::Replay(args) => run::replay(args).await,
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Failover(args) => failover(args).await,
+        Command::Check(args) => judge::check(&args),
+        Command::Report(args) => judge::report(&args),
     }
 }
 

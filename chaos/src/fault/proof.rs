@@ -1,0 +1,191 @@
+//! Seeing that a fault took.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+
+use super::Seen;
+use crate::control::Applied;
+use crate::cut::Cut;
+use crate::driver::ProcessDriver;
+use crate::network::{Flow, Network, Party};
+use crate::proxy::{LinkId, Probe};
+use crate::scenario::{Fault, FaultKind};
+
+/// How long a token has to not come through a stalled link.
+const SILENCE: Duration = Duration::from_millis(60);
+/// How long a token may take over a slow one.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Links that are probed for one fault, at most.
+const PROBED_MAX: usize = 6;
+/// Tokens sent over a lossy link until one is lost.
+const TOKENS_MAX: u32 = 400;
+/// How long a disk fault may go without meeting anyone.
+const DISK_HIT_MAX: Duration = Duration::from_secs(5);
+
+/// Connections made through all proxies so far.
+pub(super) fn connections(driver: &ProcessDriver) -> u64 {
+    let mesh = driver.mesh();
+    let counters = mesh.links().filter_map(|link| mesh.counters(link));
+    counters.map(|counters| counters.connections.load(Ordering::Relaxed)).sum()
+}
+
+/// The processes are gone, and their ports refuse.
+pub(super) async fn dead(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Result<Seen> {
+    let mut gone = true;
+    for node in nodes {
+        gone &= driver.process(node)?.is_none();
+    }
+    let refused = refused(driver, nodes).await;
+    Ok(Seen::of(gone && refused, format!("{} processes are gone, their ports refuse", nodes.len())))
+}
+
+/// The links are as the cut says.
+pub(super) async fn links(driver: &ProcessDriver, cut: &Cut) -> Seen {
+    let network = driver.mesh().network();
+    let probed = probed_links(driver, cut, &network);
+    if !cut.refusing.is_empty() {
+        return Seen::of(refused(driver, &cut.refusing).await, "new connections are refused");
+    }
+    if probed.is_empty() {
+        return Seen::took("nothing to probe: the nodes are down");
+    }
+    let is_lossy = cut.flows.iter().any(|(_, _, flow)| 0.0 < flow.loss);
+    if is_lossy {
+        return lossy(driver, &probed).await;
+    }
+    let is_stalled = |link: &LinkId| {
+        let to = Party::Node(link.to.clone());
+        network.flow(&link.from, &to).stalled || network.flow(&to, &link.from).stalled
+    };
+    let wait = if probed.iter().any(is_stalled) { SILENCE } else { PATIENCE };
+    let probes = driver.mesh().probe(&probed, wait).await;
+    let wrong: Vec<String> =
+        probes.iter().filter_map(|(link, probe)| contradiction(&network, link, probe)).collect();
+    let count = probes.len();
+    let detail = match wrong.first() {
+        None => format!("{count} links probed, all as declared"),
+        Some(first) => format!("{} of {count} links are not as declared: {first}", wrong.len()),
+    };
+    Seen::of(wrong.is_empty(), detail)
+}
+
+/// The links that a cut touches, those to dead nodes left out.
+fn probed_links(driver: &ProcessDriver, cut: &Cut, network: &Network) -> Vec<LinkId> {
+    let touched = |link: &&LinkId| {
+        let to = Party::Node(link.to.clone());
+        let is_touched = cut.flows.iter().any(|(from, towards, _)| {
+            (*from == link.from && *towards == to) || (*from == to && *towards == link.from)
+        });
+        is_touched && !network.is_refusing(&link.to)
+    };
+    driver.mesh().links().filter(touched).take(PROBED_MAX).cloned().collect()
+}
+
+/// What a token's fate says against what was declared.
+fn contradiction(network: &Network, link: &LinkId, probe: &Probe) -> Option<String> {
+    let to = Party::Node(link.to.clone());
+    let (forward, backward) = (network.flow(&link.from, &to), network.flow(&to, &link.from));
+    let name = format!("{} to {}", link.from, link.to);
+    if forward.stalled {
+        return probe.arrived.then(|| format!("{name}: a token arrived over a stalled flow"));
+    }
+    if backward.stalled {
+        let came_back = probe.returned.is_some();
+        return (came_back || !probe.arrived)
+            .then(|| format!("{name}: {probe:?} with no way back"));
+    }
+    let least = least_time(&forward) + least_time(&backward);
+    match probe.returned {
+        Some(took) if least <= took => None,
+        other => Some(format!("{name}: took {other:?}, at least {least:?} was asked for")),
+    }
+}
+
+fn least_time(flow: &Flow) -> Duration {
+    // A token of 4 KiB; the first bytes of a burst are free of charge for rounding.
+    let wire = flow
+        .bytes_per_second
+        .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(4_000.0 / rate.max(1) as f64));
+    flow.delay + wire
+}
+
+/// Whether new connections to all these nodes are refused.
+async fn refused(driver: &ProcessDriver, nodes: &[String]) -> bool {
+    // A listener is closed a moment after it is told to.
+    for _ in 0..50 {
+        let mut all = true;
+        for node in nodes {
+            if let Some(address) = driver.mesh().address(&Party::Clients, node) {
+                all &= tokio::net::TcpStream::connect(address).await.is_err();
+            }
+        }
+        if all {
+            return true;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+async fn lossy(driver: &ProcessDriver, links: &[LinkId]) -> Seen {
+    let losses = || -> u64 {
+        let counters = links.iter().filter_map(|link| driver.mesh().counters(link));
+        counters.map(|counters| counters.losses.load(Ordering::Relaxed)).sum()
+    };
+    let before = losses();
+    let mut tokens = 0;
+    while losses() == before && tokens < TOKENS_MAX {
+        driver.mesh().probe(links, PATIENCE).await;
+        tokens += 1;
+    }
+    let lost = losses() - before;
+    Seen::of(0 < lost, format!("{lost} writes waited for a retransmission within {tokens} tokens"))
+}
+
+/// How far a node's clock is ahead of this machine's, in milliseconds.
+#[expect(clippy::disallowed_methods, reason = "compared with what a node says at the same time")]
+pub(super) fn clock_ahead_ms(applied: &Applied) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    i64::try_from(applied.wall_ms).unwrap_or(i64::MAX).saturating_sub(now)
+}
+
+/// Breaks a disk, and waits until someone has met the fault. Says whether that was so.
+pub(super) async fn disk(
+    driver: &ProcessDriver,
+    node: &str,
+    fault: &Fault,
+) -> anyhow::Result<(bool, String)> {
+    let control = driver.control(node)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "settings are checked: from 1 to 600,000"
+    )]
+    let stall_ms = fault.settings.stall_ms as u64;
+    // Named alike in the catalogue and in the node's answer.
+    let hit = fault.kind.row().name;
+    let hits = |applied: &Applied| applied.hits.get(hit).copied().unwrap_or_default();
+    let before = hits(&control.change(|_| {}).await?);
+    control.want(|wanted| {
+        wanted.disk_full = fault.kind == FaultKind::DiskFull;
+        wanted.disk_write_error = fault.kind == FaultKind::DiskWriteError;
+        wanted.disk_sync_error = fault.kind == FaultKind::DiskSyncError;
+        wanted.disk_stall_ms = if fault.kind == FaultKind::DiskStall { stall_ms } else { 0 };
+    })?;
+    let give_up = Instant::now() + DISK_HIT_MAX;
+    while Instant::now() < give_up {
+        if driver.process(node)?.is_none() {
+            return Ok((true, format!("ended itself: {}", driver.last_words(node))));
+        }
+        if let Ok(applied) = control.change(|_| {}).await
+            && before < hits(&applied)
+        {
+            return Ok((true, format!("{} calls met it so far", hits(&applied) - before)));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok((false, "no call met it".to_owned()))
+}
