@@ -35,6 +35,8 @@ pub struct Wanted {
     pub disk_stall_ms: u64,
     /// Unsynced writes stay in the process's memory. Read at the start only.
     pub holds_unsynced: bool,
+    /// Bytes of the log's segments; 0 leaves them as they are. Read at the start only.
+    pub log_segment_bytes: u64,
 }
 
 /// What a node answers.
@@ -59,6 +61,8 @@ pub struct Control {
 
 /// How long a node may take to answer: it looks a hundred times a second.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Small, so that a short run fills many: a full disk is met only where space is allocated.
+const LOG_SEGMENT_BYTES: u64 = 256 << 10;
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Control {
@@ -67,7 +71,9 @@ impl Control {
     /// # Errors
     /// If the disk fails.
     pub fn create(path: &Path, holds_unsynced: bool) -> anyhow::Result<Self> {
-        let wanted = Wanted { generation: 1, holds_unsynced, ..Wanted::default() };
+        let log_segment_bytes = LOG_SEGMENT_BYTES;
+        let wanted =
+            Wanted { generation: 1, holds_unsynced, log_segment_bytes, ..Wanted::default() };
         let control = Self { path: path.to_owned(), wanted: Mutex::new(wanted.clone()) };
         control.write(&wanted)?;
         Ok(control)

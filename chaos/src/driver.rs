@@ -253,16 +253,22 @@ impl ProcessDriver {
     /// # Errors
     /// If one cannot be killed.
     pub fn cut_power(&self, names: &[String]) -> anyhow::Result<()> {
-        // Signalled first and reaped after: together, not one after the other.
-        for name in names {
-            if let Some(process) = self.process(name)? {
-                process.kill()?;
+        {
+            // One lock over all of it: a look at the processes in between would take the deaths
+            // for accidents and start the nodes again.
+            let mut cluster = self.cluster.lock();
+            // Signalled first and reaped after: together, not one after the other.
+            for name in names {
+                if let Some(process) = cluster.process(name)? {
+                    process.kill()?;
+                }
+            }
+            for name in names {
+                cluster.kill_node(name)?;
             }
         }
-        for name in names {
-            self.guards.lock().remove(name);
-            self.cluster.lock().kill_node(name)?;
-        }
+        let mut guards = self.guards.lock();
+        names.iter().for_each(|name| drop(guards.remove(name)));
         Ok(())
     }
 

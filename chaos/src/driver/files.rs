@@ -37,7 +37,7 @@ impl ProcessDriver {
         let directory = self.node(name)?.data_dir.join(file.directory());
         if damage == Damage::Gone {
             fs::remove_dir_all(&directory)?;
-            return Ok(Some(format!("{} removed", directory.display())));
+            return Ok(Some(format!("the directory {} removed", file.directory())));
         }
         let Some(path) = largest_file(&directory)? else { return Ok(None) };
         let what = damage_file(&path, damage, rng)

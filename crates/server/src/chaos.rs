@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::Clock;
 use anchorhold_model::Timestamp;
+use anchorhold_storage::LogConfig;
 use anchorhold_storage::faults::{DiskFaults, DiskSwitch, FaultyFs, FaultyState};
 use anchorhold_storage::fs::{FileSystem, RealFs};
 use parking_lot::Mutex;
@@ -37,7 +38,7 @@ pub struct Wanted {
     pub clock_offset_ms: i64,
     /// Both clocks run this much faster: 0.01 is one percent.
     pub clock_drift: f64,
-    /// New files find no space, nor do writes to the log.
+    /// New segments of the log find no space.
     pub disk_full: bool,
     /// Writes to the log fail.
     pub disk_write_error: bool,
@@ -47,6 +48,9 @@ pub struct Wanted {
     pub disk_stall_ms: u64,
     /// Unsynced writes stay in the process's memory. Read at the start only.
     pub holds_unsynced: bool,
+    /// Bytes of the log's segments, small ones so that a short run has many; 0 leaves them as they
+    /// are. Read at the start only.
+    pub log_segment_bytes: u64,
 }
 
 /// The one place where these are written down: nothing is wrong.
@@ -61,6 +65,7 @@ impl Default for Wanted {
             disk_sync_error: false,
             disk_stall_ms: 0,
             holds_unsynced: false,
+            log_segment_bytes: 0,
         }
     }
 }
@@ -100,7 +105,19 @@ impl NodeSeams {
         control.answer(wanted.generation)?;
         let builder = std::thread::Builder::new().name("chaos".to_owned());
         builder.spawn(move || control.follow(wanted.generation))?;
-        Ok(Self { clock, open: Arc::new(BreakableStores { disk }), ..Self::real() })
+        Ok(Self {
+            clock,
+            open: Arc::new(BreakableStores { disk, log: log_config(&wanted) }),
+            ..Self::real()
+        })
+    }
+}
+
+fn log_config(wanted: &Wanted) -> LogConfig {
+    let usual = LogConfig::default();
+    match wanted.log_segment_bytes {
+        0 => usual,
+        segment_bytes => LogConfig { segment_bytes, ..usual },
     }
 }
 
@@ -218,12 +235,13 @@ impl<C: Clock> Clock for ChaosClock<C> {
 /// Stores on a disk that fails on command.
 struct BreakableStores {
     disk: Arc<DiskSwitch>,
+    log: LogConfig,
 }
 
 impl OpenStores for BreakableStores {
     fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
         let fs = FaultyFs::new(Arc::new(RealFs), Arc::clone(&self.disk));
-        let stores = open_stores(Arc::new(fs), data_dir)?;
+        let stores = open_stores(Arc::new(fs), self.log, data_dir)?;
         let state = FaultyState::new(stores.state, Arc::clone(&self.disk));
         Ok(Stores { state: Arc::new(state), ..stores })
     }

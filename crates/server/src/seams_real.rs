@@ -114,12 +114,16 @@ pub struct DiskStores;
 ///
 /// # Errors
 /// [`NodeError::Store`] if one of them cannot be used.
-pub(crate) fn open_stores(fs: Arc<dyn FileSystem>, data_dir: &Path) -> Result<Stores, NodeError> {
+pub(crate) fn open_stores(
+    fs: Arc<dyn FileSystem>,
+    log: LogConfig,
+    data_dir: &Path,
+) -> Result<Stores, NodeError> {
     let failed = |store, error: &dyn std::error::Error| NodeError::Store {
         store,
         reason: with_causes(error),
     };
-    let log = SegmentedLog::open(fs, &data_dir.join("log"), LogConfig::default())
+    let log = SegmentedLog::open(fs, &data_dir.join("log"), log)
         .map_err(|error| failed("log", &error))?;
     tell(log.report());
     let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
@@ -134,7 +138,7 @@ pub(crate) fn open_stores(fs: Arc<dyn FileSystem>, data_dir: &Path) -> Result<St
 
 impl OpenStores for DiskStores {
     fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
-        open_stores(Arc::new(RealFs), data_dir)
+        open_stores(Arc::new(RealFs), LogConfig::default(), data_dir)
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {

@@ -112,3 +112,40 @@ fn user_namespaces() -> Result<String, String> {
         Err(error) => Err(format!("unshare: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// The harness does not link the server, so both describe the control file by themselves.
+    #[cfg(feature = "chaos")]
+    #[test]
+    fn harness_and_node_mean_the_same_by_a_control_file() {
+        use anchorhold_chaos::control;
+        use anchorhold_server::chaos;
+
+        let wanted = control::Wanted {
+            generation: 1,
+            clock_offset_ms: -2,
+            clock_drift: 0.5,
+            disk_full: true,
+            disk_write_error: true,
+            disk_sync_error: true,
+            disk_stall_ms: 3,
+            holds_unsynced: true,
+            log_segment_bytes: 4,
+        };
+        let text = serde_json::to_string(&wanted).unwrap();
+        let read: chaos::Wanted = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&wanted).unwrap());
+        assert_eq!(control::CONTROL_VARIABLE, chaos::CONTROL_VARIABLE);
+    }
+
+    /// What a released binary must not hold is not even compiled without the feature.
+    #[cfg(not(feature = "chaos"))]
+    #[test]
+    fn a_binary_without_the_feature_says_so() {
+        use clap::CommandFactory as _;
+
+        let version = crate::Cli::command().get_version().map(str::to_owned);
+        assert_eq!(version.as_deref(), Some(env!("CARGO_PKG_VERSION")));
+    }
+}
