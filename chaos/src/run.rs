@@ -28,6 +28,7 @@ use self::watch::Watch;
 use crate::clock::RunClock;
 use crate::driver::{DriverConfig, ProcessDriver};
 use crate::events::{EventKind, EventLog};
+use crate::judge;
 use crate::run_directory::{RUN_FORMAT, RunDescription, RunDirectory};
 use crate::scenario::{FaultKind, Scenario};
 use crate::workload::{self, RunningWorkload};
@@ -171,6 +172,7 @@ async fn go(
     let (deaths, mut findings) = (watch.stop().await?, phases.findings());
     drop(phases);
     if let Err(missed) = recovered {
+        events.append(EventKind::WaitMissed { text: format!("in the end: {missed}") })?;
         findings.waits_missed.push(missed);
     }
     let run = Arc::into_inner(run).context("something of the run still goes on")?;
@@ -178,6 +180,9 @@ async fn go(
     for workload in run.workloads {
         workload.stop().await?;
     }
+    // Asked anew: a node that was wiped is another one now.
+    let access = run.driver.access().await?;
+    judge::collect(&access, directory).await.context("reading everything back")?;
     let driver = Arc::into_inner(run.driver).context("the cluster is still in use")?;
     driver.stop().await;
     Ok(RunOutcome {

@@ -16,6 +16,8 @@ pub(super) struct Story {
     pub(super) lateness_ms: Vec<(u64, f64)>,
     pub(super) harness_errors: Vec<String>,
     pub(super) deaths: Vec<String>,
+    /// Recoveries that were waited for and did not come in time.
+    pub(super) missed: Vec<String>,
     pub(super) end_ns: u64,
 }
 
@@ -51,6 +53,7 @@ impl Story {
             EventKind::NodeDied { node, how } => {
                 self.deaths.push(format!("node {node} ended by itself: {how}"));
             }
+            EventKind::WaitMissed { text } => self.missed.push(format!("no recovery {text}")),
             EventKind::HarnessError { text } => self.harness_errors.push(text.clone()),
         }
     }

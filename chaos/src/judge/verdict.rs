@@ -129,7 +129,7 @@ fn assemble(
             topology: description.topology_text.clone(),
         },
     };
-    decide(&mut report, problems);
+    decide(&mut report, problems, story.missed.clone());
     report
 }
 
@@ -196,7 +196,7 @@ fn is_testable(invariant: Invariant, workloads: &[WorkloadSummary]) -> bool {
 }
 
 /// Decides the verdict: broken promises first, then what keeps the run from proving anything.
-fn decide(report: &mut Report, problems: Vec<String>) {
+fn decide(report: &mut Report, problems: Vec<String>, mut missed: Vec<String>) {
     let mut broken = Vec::new();
     let mut open = Vec::new();
     for one in &report.invariants {
@@ -214,7 +214,6 @@ fn decide(report: &mut Report, problems: Vec<String>) {
             InvariantState::Untested | InvariantState::Kept => {}
         }
     }
-    let mut missed = Vec::new();
     for budget in &report.budgets {
         let name = format!("{}_{}", budget.name, budget.statistic.suffix());
         match budget.value {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
+use anchorhold_chaos::judge;
 use anchorhold_chaos::run::{self, RunConfig, RunOutcome, RunProgress};
 use anchorhold_chaos::run_directory::RunDirectory;
 use anchorhold_chaos::scenario::{ROWS, Scenario};
@@ -180,28 +181,33 @@ fn show(progress: &RunProgress, is_live: bool) {
     }
 }
 
-/// Prints what came of it, and ends the process with the exit code that says so.
+/// Judges what came of it, prints it, and ends the process with the exit code that says so.
 fn finish(outcome: anyhow::Result<RunOutcome>, directory: &Path) -> anyhow::Result<()> {
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
+    match outcome {
+        Ok(outcome) => println!("{}", render(&outcome)),
+        Err(error) => eprintln!("error: {error:#}"),
+    }
+    let judged = RunDirectory::open(directory).and_then(|run| {
+        let report = judge::check(&run)?;
+        judge::write(&report, &run)?;
+        Ok((report, run))
+    });
+    let (report, run) = match judged {
+        Ok(judged) => judged,
         Err(error) => {
             eprintln!("error: {error:#}");
             std::process::exit(HARNESS_ERROR);
         }
     };
-    println!("{}", render(&outcome, directory));
-    let code = if !outcome.harness_errors.is_empty() {
-        HARNESS_ERROR
-    } else {
-        i32::from(!outcome.waits_missed.is_empty() || !outcome.deaths.is_empty())
-    };
-    std::process::exit(code);
+    let reasons = report.reasons.iter().map(|reason| format!("\n  {reason}")).collect::<String>();
+    println!("\n{}{reasons}\n\nreport: {}", report.verdict.text(), run.report_html().display());
+    std::process::exit(i32::from(report.verdict.exit_code()));
 }
 
 /// Exit code of a run whose harness could not do what it was asked.
 const HARNESS_ERROR: i32 = 4;
 
-fn render(outcome: &RunOutcome, directory: &Path) -> String {
+fn render(outcome: &RunOutcome) -> String {
     let listed = |items: &[String]| match items {
         [] => "none".to_owned(),
         items => items.join("\n"),
@@ -212,6 +218,5 @@ fn render(outcome: &RunOutcome, directory: &Path) -> String {
         ("not recovered", listed(&outcome.waits_missed)),
         ("nodes that ended by themselves", listed(&outcome.deaths)),
         ("harness errors", listed(&outcome.harness_errors)),
-        ("kept in", directory.display().to_string()),
     ])
 }
