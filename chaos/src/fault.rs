@@ -42,6 +42,9 @@ pub struct ActiveFault {
 
 /// How long a node may take to be ready again after it was started.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How long a heal looks whether a node is ready: other faults wait for their turn meanwhile, and
+/// may be what keeps it from being ready.
+const HEALED_READY_MAX: Duration = Duration::from_secs(2);
 /// How long a whole rolling restart may take.
 const ROLL_MAX: Duration = Duration::from_secs(300);
 
@@ -222,6 +225,8 @@ async fn damage(
     nodes: &[String],
     rng: &mut StdRng,
 ) -> anyhow::Result<Seen> {
+    // It may refuse to start, which is right.
+    driver.excuse(nodes, true);
     driver.kill(nodes)?;
     #[expect(
         clippy::cast_possible_truncation,
@@ -393,7 +398,7 @@ impl ActiveFault {
             if driver.process(node)?.is_none() {
                 driver.start_node(node).await?;
                 let begun = Instant::now();
-                let is_ready = driver.wait_ready(node, READY_MAX).await;
+                let is_ready = driver.wait_ready(node, HEALED_READY_MAX).await;
                 let took = begun.elapsed().as_millis();
                 let words = if is_ready { "ready" } else { "still not ready" };
                 return anyhow::Ok(Some(format!("{node} {words} after {took} ms")));
