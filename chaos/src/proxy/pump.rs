@@ -143,15 +143,13 @@ impl Pump<'_> {
     /// Hands one item over. Returns how the direction ended, if it did.
     async fn deliver(&self, item: Item, to: &mut WriteHalf<'_>) -> Option<Ended> {
         match item {
-            Item::Bytes(bytes) => match to.write_all(&bytes).await {
-                Ok(()) => {
-                    self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    None
-                }
-                // The receiver is gone. The sender learns it from the other direction, when that
-                // may pass.
-                Err(_) => Some(Ended::Closed),
-            },
+            Item::Bytes(bytes) => {
+                // Counted before: who has received them must find them counted.
+                self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                // If the receiver is gone, the sender learns it from the other direction, when
+                // that may pass.
+                to.write_all(&bytes).await.err().map(|_| Ended::Closed)
+            }
             Item::End(Ended::Closed) => {
                 // A receiver that is gone needs no goodbye.
                 let _ = to.shutdown().await;

@@ -181,7 +181,7 @@ impl FileSystem for FaultyFs {
     }
 
     fn space(&self, dir: &Path) -> io::Result<u64> {
-        if self.switch.faults.lock().full {
+        if self.switch.before_growth().is_err() {
             return Ok(0);
         }
         self.inner.space(dir)
