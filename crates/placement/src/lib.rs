@@ -1,21 +1,43 @@
 //! Decides where replicas live.
 //!
 //! Everything here is a pure function of a view of the cluster: equal views give equal answers, and
-//! ties end in a node id. Diversity comes first, balance after: replicas of a shard go to as many
-//! zones as there are, then to the nodes that hold the fewest.
+//! ties end in an id. Diversity comes first, balance after.
+//!
+//! [`plan()`] says what a running cluster needs, and why it does not do the rest; [`lifecycle`] when
+//! a node counts as dead; [`headroom`] what the loss of a zone would do; [`place()`] where a new
+//! shard begins, and [`catalog_voters`] who votes in the catalog. [`simulation`] carries plans out
+//! on a cluster that exists in memory only.
 //!
 //! Not here: collecting views, and carrying decisions out (`server`, `consensus`); what a replica
 //! is (`model`).
 
+pub mod config;
+pub mod view;
+pub mod operator;
+pub mod plan;
+pub mod potential;
+pub mod lifecycle;
+pub mod headroom;
+pub mod simulation;
 pub mod catalog;
 pub mod place;
+mod survey;
+mod shard;
+mod rules;
+mod balance;
+mod merge;
 
 pub use catalog::{CatalogMember, CatalogStep, catalog_voters};
+pub use config::PlacementConfig;
+pub use operator::{Limit, Operator, Plan, Reason, Refusal, Step, WhyNot};
 pub use place::{place, place_shards};
+pub use plan::plan;
+pub use potential::{Potential, potential};
+pub use view::{ClassView, ClusterView, DiskState, NodeStatus, ReplicaStatus, ShardStatus, Tally};
 
 use anchorhold_model::NodeId;
 
-/// What placement knows of a node.
+/// What the placement of new shards and of the catalog knows of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     /// Its id.
@@ -30,22 +52,6 @@ pub struct NodeView {
     pub replicas: u32,
     /// Replicas on it that lead their shard, or are meant to lead it first.
     pub leaders: u32,
-}
-
-/// Limits of placement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlacementConfig {
-    /// Voters per shard. Odd.
-    pub voters: usize,
-    /// Voters of the catalog, at most. Odd.
-    pub catalog_voters_max: usize,
-}
-
-/// The one place where placement numbers are written down.
-impl Default for PlacementConfig {
-    fn default() -> Self {
-        Self { voters: 3, catalog_voters_max: 3 }
-    }
 }
 
 impl NodeView {

@@ -1,0 +1,199 @@
+//! Decides which changes a cluster needs.
+//!
+//! Input is a [`ClusterView`], output a [`Plan`]: operators, and for each shard that could use a
+//! change and gets none the reason why not. Equal input, equal output, in equal order.
+//!
+//! Needs are served in the order of [`Reason`], within one by fewest live voters, then by shard id.
+//! Invariants: at most one operator per shard, none for a shard that has one in flight; limits hold
+//! with what is in flight counted; each operator but a split or a merge makes the
+//! [`Potential`](crate::Potential) smaller, so plans carried out one after the other come to an end.
+//!
+//! Not here: running operators (the executor), collecting views, telling that a node is dead
+//! ([`lifecycle`](crate::lifecycle)).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anchorhold_model::{ShardId, Timestamp};
+
+use crate::balance::Candidates;
+use crate::shard::{Look, Shard};
+use crate::survey::Survey;
+use crate::view::ShardEntry;
+use crate::{ClusterView, Limit, Operator, PlacementConfig, Plan, Reason, Refusal, WhyNot, merge};
+
+/// Plans what a cluster needs now.
+///
+/// The seed says where the search for shards to balance begins: with another one each time, no
+/// shard is always looked at first.
+pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: u64) -> Plan {
+    let mut survey = Survey::new(view, config, now);
+    let Scan { needs, candidates, mut plan } = scan(&survey, seed);
+    for (_, shards) in needs {
+        for (entry, need) in shards {
+            let result = serve(&survey, entry, need);
+            settle(&mut plan, &mut survey, entry, Some(need.reason), result);
+        }
+    }
+    candidates.plan(&mut survey, &mut plan);
+    if config.merges {
+        merge::plan(&mut survey, &mut plan);
+    }
+    plan
+}
+
+/// A need of one shard, as the scan saw it.
+#[derive(Clone, Copy)]
+struct Need {
+    reason: Reason,
+    is_leader_shed: bool,
+}
+
+struct Scan<'a> {
+    /// By urgency and live voters; within each in the order of shard ids.
+    needs: BTreeMap<(u8, usize), Vec<(&'a ShardEntry, Need)>>,
+    candidates: Candidates<'a>,
+    plan: Plan,
+}
+
+/// Looks at every shard once.
+fn scan<'a>(survey: &Survey<'a>, seed: u64) -> Scan<'a> {
+    let mut scan = Scan {
+        needs: BTreeMap::new(),
+        candidates: Candidates::new(survey, seed),
+        plan: Plan::default(),
+    };
+    let busy: BTreeSet<ShardId> = busy_shards(survey.view);
+    let mut busy = busy.into_iter().peekable();
+    for (shard_id, entry) in survey.view.entries() {
+        while busy.next_if(|other| other < shard_id).is_some() {}
+        if busy.peek() == Some(shard_id) {
+            refuse(&mut scan.plan, survey.config, *shard_id, None, WhyNot::OperatorInFlight);
+            continue;
+        }
+        let Some(shard) = Shard::new(survey, entry) else {
+            let why = WhyNot::ClassUnknown(entry.status.class);
+            refuse(&mut scan.plan, survey.config, *shard_id, None, why);
+            continue;
+        };
+        match shard.look() {
+            Look { need, blocked: Some(why), .. } => {
+                refuse(&mut scan.plan, survey.config, *shard_id, need, why);
+            }
+            Look { need: Some(reason), live_voters, is_leader_shed, .. } => {
+                let need = Need { reason, is_leader_shed };
+                scan.needs.entry((reason.rank(), live_voters)).or_default().push((entry, need));
+            }
+            Look { need: None, .. } => {
+                if let Some(why) = scan.candidates.consider(survey, entry) {
+                    refuse(&mut scan.plan, survey.config, *shard_id, None, why);
+                }
+            }
+        }
+    }
+    scan
+}
+
+/// Shards that an operator in flight changes.
+fn busy_shards(view: &ClusterView) -> BTreeSet<ShardId> {
+    let all = view.in_flight();
+    all.flat_map(|operator| [Some(operator.shard_id), operator.merges_into()]).flatten().collect()
+}
+
+/// What is done for a shard, before limits. If its first need cannot be served, its leader can leave
+/// a bad node all the same.
+fn serve(survey: &Survey<'_>, entry: &ShardEntry, need: Need) -> Result<Operator, WhyNot> {
+    let shard = Shard::new(survey, entry).ok_or(WhyNot::ClassUnknown(entry.status.class))?;
+    let result = shard.serve(need.reason).and_then(|operator| {
+        survey.check_limits(&operator, entry)?;
+        Ok(operator)
+    });
+    let leader = entry.status.leader.filter(|_| need.is_leader_shed);
+    match (result, leader) {
+        (Err(why), Some(leader)) => {
+            let instead = shard.serve(Reason::LeaderOnBadNode(leader));
+            instead.map_err(|_| why)
+        }
+        (result, Some(_) | None) => result,
+    }
+}
+
+/// Takes an operator into the plan, or notes why there is none.
+pub(crate) fn settle(
+    plan: &mut Plan,
+    survey: &mut Survey<'_>,
+    entry: &ShardEntry,
+    need: Option<Reason>,
+    result: Result<Operator, WhyNot>,
+) {
+    match result {
+        Ok(operator) => {
+            survey.commit(&operator, entry);
+            plan.operators.push(operator);
+        }
+        Err(why) => refuse(plan, survey.config, entry.status.shard_id, need, why),
+    }
+}
+
+pub(crate) fn refuse(
+    plan: &mut Plan,
+    config: &PlacementConfig,
+    shard_id: ShardId,
+    need: Option<Reason>,
+    why: WhyNot,
+) {
+    *plan.refused.entry(why.name()).or_default() += 1;
+    if plan.refusals.len() < config.refusals_max {
+        plan.refusals.push(Refusal { shard_id, need, why });
+    }
+}
+
+/// Why a shard cannot be changed now as it needs; the operator that it would get otherwise. `None`
+/// if it needs nothing.
+pub(crate) fn explain(
+    survey: &Survey<'_>,
+    entry: &ShardEntry,
+) -> Option<(Reason, Result<Operator, WhyNot>)> {
+    let shard = Shard::new(survey, entry)?;
+    let look = shard.look();
+    let reason = look.need?;
+    if let Some(why) = look.blocked {
+        return Some((reason, Err(why)));
+    }
+    Some((reason, serve(survey, entry, Need { reason, is_leader_shed: look.is_leader_shed })))
+}
+
+impl Reason {
+    /// Its place in the order of urgency.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Residency(_) => 0,
+            Self::UnfinishedJoint => 1,
+            Self::DeadReplica(_) => 2,
+            Self::LeaderOnBadNode(_) => 3,
+            Self::Decommission(_) => 4,
+            Self::MisplacedVoter(_) => 5,
+            Self::MissingVoter => 6,
+            Self::ExtraLearner(_) => 7,
+            Self::ExtraVoter(_) => 8,
+            Self::MissingLearner => 9,
+            Self::Diversity(_) => 10,
+            Self::SplitSize => 11,
+            Self::SplitLoad => 12,
+            Self::LeaderRegion => 13,
+            Self::ReplicaBalance(_) => 14,
+            Self::LeaderBalance(_) => 15,
+            Self::Merge => 16,
+        }
+    }
+}
+
+impl Plan {
+    /// Shards that wait for a limit.
+    pub fn waiting(&self) -> u64 {
+        let name = WhyNot::LimitReached(Limit::Operators).name();
+        self.refused.get(name).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! Plans carried out to their end: the properties that they keep on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anchorhold_model::catalog::{ClassKind, NodeState};
+use anchorhold_model::{NodeId, ReplicaRole, ShardId};
+use proptest::prelude::*;
+
+use super::{Event, Layout, Pace, Simulation};
+use crate::lifecycle::LifecycleConfig;
+use crate::testing::cases;
+use crate::view::Goal;
+use crate::{ClusterView, Operator, PlacementConfig, ShardStatus, Step, potential};
+
+const PACE: Pace = Pace { round_ms: 5_000, rounds_max: 2_000, compares_potential: true };
+
+fn any_layout() -> impl Strategy<Value = Layout> {
+    (1_u64..3, 3_u64..5, 2_u64..4, 1_u64..60, any::<u64>()).prop_map(
+        |(regions, zones, nodes_per_zone, shards, seed)| Layout {
+            regions,
+            zones,
+            nodes: regions * zones * nodes_per_zone,
+            shards,
+            shard_bytes: 32 << 20,
+            capacity_permille: 3_000,
+            bandwidth: 100 << 20,
+            seed,
+        },
+    )
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(Event::KillZone(0, 0)),
+        Just(Event::FailRack(0, 1, 1)),
+        (1_u64..3).prop_map(Event::AddNodes),
+        Just(Event::Decommission(0, 2, 1)),
+    ]
+}
+
+fn build(layout: &Layout) -> Simulation {
+    // A zone must be able to hold one replica of each shard without being too full.
+    layout.build(PlacementConfig::default(), LifecycleConfig::default())
+}
+
+/// The memberships that an operator goes through: voters, before and after each change, and both
+/// sets at once while a change is joint.
+fn quorums(status: &ShardStatus, operator: &Operator) -> Vec<BTreeSet<NodeId>> {
+    let voters = |goal: &Goal| -> BTreeSet<NodeId> {
+        let all = goal.replicas.iter().filter(|(_, role)| *role == ReplicaRole::Voter);
+        all.map(|(node_id, _)| *node_id).collect()
+    };
+    let taken = (0..=operator.steps.len()).map(|count| &operator.steps[..count]);
+    taken.map(|steps| voters(&Goal::of(status, steps))).collect()
+}
+
+/// P1, P2 and P6 of one plan, and at most one operator per shard.
+fn check_plan(view: &ClusterView, config: &PlacementConfig, operators: &[Operator]) {
+    let mut seen = BTreeSet::<ShardId>::new();
+    let mut incoming = BTreeMap::<NodeId, usize>::new();
+    for operator in view.in_flight() {
+        operator.added().for_each(|node_id| *incoming.entry(node_id).or_default() += 1);
+    }
+    for operator in operators {
+        assert!(seen.insert(operator.shard_id), "two operators: {operator}");
+        assert!(view.operator(operator.shard_id).is_none(), "already in flight: {operator}");
+        let status = view.shard(operator.shard_id).unwrap();
+        assert_eq!(status.epoch, operator.epoch);
+        check_quorums(view, status, operator);
+        for node_id in operator.added() {
+            let count = incoming.entry(node_id).or_default();
+            *count += 1;
+            assert!(*count <= config.incoming_max, "too many come to {node_id}");
+            let node = view.node(node_id).unwrap();
+            assert_eq!(node.state, NodeState::Up, "{operator}");
+            let class = view.classes().find(|class| class.class_id == status.class).unwrap();
+            assert_eq!(class.kind, ClassKind::Zonal);
+            assert_eq!(Some(&node.region), class.home.as_ref(), "{operator}");
+        }
+    }
+}
+
+fn check_quorums(view: &ClusterView, status: &ShardStatus, operator: &Operator) {
+    let is_alive = |node_id: &NodeId| {
+        let replica = status.replicas.iter().find(|replica| replica.node_id == *node_id);
+        replica.is_none_or(|replica| replica.is_live)
+            && view.node(*node_id).is_some_and(|node| {
+                !matches!(node.state, NodeState::Suspect | NodeState::Down | NodeState::Removed)
+            })
+    };
+    for voters in quorums(status, operator) {
+        let alive = voters.iter().filter(|node_id| is_alive(node_id)).count();
+        assert!(voters.len() < alive * 2, "{operator} passes a membership without quorum");
+    }
+    // Nobody is taken out before who replaces it is in.
+    let position = |wanted: &dyn Fn(&Step) -> bool| operator.steps.iter().position(wanted);
+    let removes = |step: &Step| matches!(step, Step::RemoveReplica(_));
+    let waits = |step: &Step| matches!(step, Step::WaitCaughtUp(_));
+    if let (Some(wait), Some(remove)) = (position(&waits), position(&removes)) {
+        assert!(wait < remove, "{operator}");
+    }
+}
+
+fn run(simulation: &mut Simulation, event: Event) -> super::Response {
+    let response = simulation.respond(event, &PACE, |simulation| {
+        let plan = simulation.plan();
+        assert_eq!(plan, simulation.plan(), "P5: equal input, equal plan");
+        check_plan(simulation.view(), simulation.config(), &plan.operators);
+        plan
+    });
+    assert!(response.has_settled, "P3: no end after {event:?}: {response:?}");
+    assert_eq!(response.rises, 0, "P4: the potential did not fall after {event:?}");
+    assert!(simulation.plan().operators.is_empty(), "P3: not a fixpoint");
+    response
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
+
+    #[test]
+    fn whatever_happens_plans_are_safe_and_come_to_an_end(
+        layout in any_layout(), events in prop::collection::vec(any_event(), 1..4),
+    ) {
+        let mut simulation = build(&layout);
+        run(&mut simulation, Event::Settle);
+        for event in events {
+            run(&mut simulation, event);
+        }
+    }
+
+    #[test]
+    fn a_zone_that_dies_and_returns_leaves_no_trace(layout in any_layout()) {
+        let mut simulation = build(&layout);
+        run(&mut simulation, Event::Settle);
+        let before = potential(simulation.view(), simulation.config());
+        let killed = run(&mut simulation, Event::KillZone(0, 1));
+        prop_assert_eq!(killed.degraded_last, 0, "{:?}", killed);
+        run(&mut simulation, Event::ReturnZone(0, 1));
+        let after = potential(simulation.view(), simulation.config());
+        prop_assert_eq!(after.crowding, before.crowding);
+        prop_assert_eq!((after.lacking, after.extra), (0, 0));
+        // Leaders of zones differ by no more than a tenth, or one.
+        let mut leaders = BTreeMap::<(String, String), u64>::new();
+        for (node, tally) in simulation.view().nodes() {
+            *leaders.entry((node.region.clone(), node.zone.clone())).or_default() += tally.leaders;
+        }
+        for region in 0..layout.regions {
+            let name = format!("r{region}");
+            let of_region = leaders.iter().filter(|((region, _), _)| *region == name);
+            let counts: Vec<u64> = of_region.map(|(_, count)| *count).collect();
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            prop_assert!(most - least <= 1.max(most / 10) + 1, "{:?}", counts);
+        }
+    }
+
+    #[test]
+    fn an_operator_of_an_old_epoch_is_dropped(layout in any_layout()) {
+        let mut simulation = build(&layout);
+        simulation.kill(&BTreeSet::from([NodeId(1)]));
+        simulation.advance(700_000);
+        let plan = simulation.plan();
+        let count = plan.operators.len() as u64;
+        let statuses: Vec<ShardStatus> = simulation.view().shards().cloned().collect();
+        for mut status in statuses {
+            status.epoch.conf_version += 1;
+            simulation.view_mut().set_shard(status);
+        }
+        simulation.start(plan);
+        prop_assert_eq!(simulation.dropped(), count);
+        prop_assert_eq!(simulation.running(), 0);
+    }
+
+    #[test]
+    fn urgency_never_rises_along_a_plan(layout in any_layout()) {
+        let mut simulation = build(&layout);
+        simulation.kill(&BTreeSet::from([NodeId(1), NodeId(2)]));
+        simulation.advance(700_000);
+        let plan = simulation.plan();
+        for pair in plan.operators.windows(2) {
+            let key = |op: &Operator| {
+                (std::mem::discriminant(&op.reason), op.live_voters, op.shard_id)
+            };
+            let (one, two) = (key(&pair[0]), key(&pair[1]));
+            let is_ordered = (one.1, one.2) < (two.1, two.2);
+            let by_id = pair[0].reason < crate::Reason::SplitSize;
+            prop_assert!(one.0 != two.0 || !by_id || is_ordered, "{one:?} {two:?}");
+        }
+    }
+
+    #[test]
+    fn steps_may_be_taken_twice(layout in any_layout()) {
+        let mut simulation = build(&layout);
+        simulation.kill(&BTreeSet::from([NodeId(1)]));
+        simulation.advance(700_000);
+        for operator in simulation.plan().operators {
+            let status = simulation.view().shard(operator.shard_id).unwrap();
+            let twice: Vec<Step> =
+                operator.steps.iter().flat_map(|step| [step.clone(), step.clone()]).collect();
+            prop_assert_eq!(Goal::of(status, &operator.steps), Goal::of(status, &twice));
+        }
+    }
+
+    #[test]
+    fn tallies_are_the_sums_of_the_shards(layout in any_layout(), rounds in 1_u64..10) {
+        let mut simulation = build(&layout);
+        simulation.kill(&BTreeSet::from([NodeId(1)]));
+        for _ in 0..rounds {
+            simulation.advance(200_000);
+            let plan = simulation.plan();
+            simulation.start(plan);
+        }
+        simulation.advance(1);
+        let mut replicas = BTreeMap::<NodeId, u64>::new();
+        for status in simulation.view().shards() {
+            let operator = simulation.view().operator(status.shard_id);
+            let steps = operator.map_or(&[][..], |operator| &operator.steps);
+            for (node_id, _) in Goal::of(status, steps).replicas {
+                *replicas.entry(node_id).or_default() += 1;
+            }
+        }
+        for (node, tally) in simulation.view().nodes() {
+            prop_assert_eq!(tally.replicas, replicas.get(&node.node_id).copied().unwrap_or(0));
+        }
+    }
+}
+
+/// The figures that the simulator is for, on a small cluster.
+#[test]
+fn little_more_than_the_needed_bytes_is_moved() {
+    let layout = Layout {
+        regions: 1,
+        zones: 3,
+        nodes: 30,
+        shards: 3_000,
+        shard_bytes: 32 << 20,
+        capacity_permille: 2_200,
+        bandwidth: 100 << 20,
+        seed: 7,
+    };
+    let mut simulation = build(&layout);
+    for event in [
+        Event::Settle,
+        Event::FailRack(0, 0, 2),
+        Event::ReturnZone(0, 0),
+        Event::KillZone(0, 1),
+        Event::ReturnZone(0, 1),
+        Event::AddNodes(2),
+    ] {
+        let response = run(&mut simulation, event);
+        assert!(response.moved_bytes * 10 <= response.needed_bytes * 11, "{event:?}: {response:?}");
+    }
+}
