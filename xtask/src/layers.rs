@@ -27,8 +27,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("anchorhold-client", &["geometry", "model", "proto"]),
     ("anchorhold-cluster", &["client", "proto"]),
     ("anchorhold-chaos", &["client", "cluster", "geometry", "model", "proto"]),
-    // The one binary: it starts nodes (`server`), whole clusters (`cluster`) and faults (`chaos`).
-    ("anchorhold", &["chaos", "client", "cluster", "geometry", "model", "proto", "server"]),
+    // The one binary: it starts nodes (`server`), whole clusters (`cluster`) and faults (`chaos`),
+    // and simulates the planner (`placement`).
+    (
+        "anchorhold",
+        &["chaos", "client", "cluster", "geometry", "model", "placement", "proto", "server"],
+    ),
     // Black box: never `server`, `consensus` or `storage`.
     ("anchorhold-tests", &["chaos", "client", "cluster", "geometry", "model", "proto"]),
     ("xtask", &[]),

@@ -23,6 +23,7 @@ mod import;
 mod locate;
 mod operate;
 mod output;
+mod plan;
 mod progress;
 mod query;
 mod record;
@@ -73,6 +74,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Measure writes, reads and searches
     Bench(bench::BenchArgs),
+    /// Try the planner on a simulated cluster
+    Plan(plan::PlanArgs),
     /// Break a cluster on purpose, and check that nothing was lost
     Chaos(chaos::ChaosArgs),
     /// Look at the data directory of a node that does not run
@@ -112,6 +115,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Import(args) => import::run(args).await,
         Command::Export(args) => export::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Plan(args) => plan::run(&args),
         Command::Chaos(args) => chaos::run(args).await,
         Command::Debug(args) => debug::run(args),
         Command::Completions { shell } => {
