@@ -27,6 +27,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("anchorhold-client", &["geometry", "model", "proto"]),
     ("anchorhold-cluster", &["client", "proto"]),
     ("anchorhold-chaos", &["client", "cluster", "geometry", "model", "proto"]),
+    // Builds nodes itself, on simulated seams.
+    ("anchorhold-sim", &["consensus", "model", "proto", "server", "storage"]),
     // The one binary: it starts nodes (`server`), whole clusters (`cluster`) and faults (`chaos`),
     // and simulates the planner (`placement`).
     (

@@ -18,16 +18,19 @@ use anyhow::Context as _;
 
 use crate::step::{Report, command, optional_command};
 
-const USAGE: &str = "usage: cargo xtask <verify|fix>
+const USAGE: &str = "usage: cargo xtask <verify|fix|sim>
 
   verify   check the workspace; reads only
-  fix      format the code and apply what clippy can repair by itself";
+  fix      format the code and apply what clippy can repair by itself
+  sim      the deterministic simulation: `sim test` runs its tests; anything else is for the
+           simulator: `sim --seed 7 --events`, `sim --first 1 --count 1000`, `sim --help`";
 
 fn main() -> ExitCode {
     let verb = std::env::args().nth(1);
     let outcome = match verb.as_deref() {
         Some("verify") => root().map(|root| verify(&root)),
         Some("fix") => root().map(|root| fix(&root)),
+        Some("sim") => root().map(|root| sim(&root, &std::env::args().skip(2).collect::<Vec<_>>())),
         Some(_) | None => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -75,5 +78,22 @@ fn fix(root: &Path) -> Report {
         command(root, "cargo", &arguments, &[])
     });
     report.run("format", || command(root, "cargo", &["fmt", "--all"], &[]));
+    report
+}
+
+/// Builds the simulation with tokio's random numbers seeded, apart from everything else, because
+/// the flag concerns every crate below it.
+fn sim(root: &Path, arguments: &[String]) -> Report {
+    let is_test = arguments.first().is_some_and(|first| first == "test");
+    let (verb, rest) = if is_test { ("test", &arguments[1..]) } else { ("run", arguments) };
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let target = root.join(target).join("sim");
+    let target = target.to_string_lossy();
+    let mut command_line = vec![verb, "--quiet", "--locked", "--profile", "sim"];
+    command_line.extend(["--package", "anchorhold-sim", "--target-dir", &target, "--"]);
+    command_line.extend(rest.iter().map(String::as_str));
+    let mut report = Report::default();
+    let environment = [("RUSTFLAGS", "--cfg tokio_unstable")];
+    report.run("simulation", || command(root, "cargo", &command_line, &environment));
     report
 }

@@ -34,6 +34,7 @@ mod membership;
 mod network;
 mod proposer;
 mod reads;
+mod runtime;
 mod snapshot;
 mod stamp;
 mod types;

@@ -1,6 +1,8 @@
 //! What openraft sends, over the peer links.
 
+use std::fs::File;
 use std::future::Future;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::link::{LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
+use crate::seams::Offload;
 use crate::types::{
     AppendRequest, AppendResult, PeerNode, Snapshot, TypeConfig, Vote, VoteRequest, VoteResponse,
 };
@@ -52,6 +55,7 @@ pub(crate) struct Network {
     pub(crate) read_rounds: Arc<AtomicU64>,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) snapshot_bytes_per_second_max: u64,
+    pub(crate) offload: Arc<dyn Offload>,
 }
 
 /// One group's client to one replica.
@@ -64,6 +68,7 @@ pub(crate) struct ReplicaClient {
     read_rounds: Arc<AtomicU64>,
     sessions: Arc<AtomicU64>,
     snapshot_bytes_per_second_max: u64,
+    offload: Arc<dyn Offload>,
 }
 
 impl Network {
@@ -77,6 +82,7 @@ impl Network {
             read_rounds: self.read_rounds.clone(),
             sessions: self.sessions.clone(),
             snapshot_bytes_per_second_max: self.snapshot_bytes_per_second_max,
+            offload: self.offload.clone(),
         }
     }
 }
@@ -282,7 +288,7 @@ impl ReplicaClient {
             last: false,
             hello: self.peers.hello(self.node).encode_to_vec().into(),
         };
-        let feed = feed_file(file, first, chunks, self.snapshot_bytes_per_second_max);
+        let feed = self.feed_file(file, first, chunks);
         let (fed, reply) = tokio::join!(feed, client.install_snapshot(ReceiverStream::new(stream)));
         let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
         fed?;
@@ -290,48 +296,51 @@ impl ReplicaClient {
             wire::decode("a snapshot's answer", &reply.content).map_err(|e| e.to_string())?;
         Ok(SnapshotResponse::new(vote.into()))
     }
-}
 
-/// Reads a file into chunks, no faster than allowed. Ends without an error when the receiver has
-/// hung up: its answer says why.
-async fn feed_file(
-    file: SnapshotFile,
-    first: SnapshotChunk,
-    chunks: mpsc::Sender<SnapshotChunk>,
-    bytes_per_second_max: u64,
-) -> Result<(), String> {
-    use tokio::io::AsyncReadExt;
-    let (shard_id, incarnation) = (first.shard_id, first.incarnation);
-    let mut reader = tokio::fs::File::open(&file.path).await.map_err(|e| e.to_string())?;
-    if chunks.send(first).await.is_err() {
-        return Ok(());
-    }
-    let mut offset = 0;
-    loop {
-        let mut data = vec![0; CHUNK_BYTES];
-        let mut filled = 0;
-        while filled < CHUNK_BYTES {
-            match reader.read(&mut data[filled..]).await.map_err(|e| e.to_string())? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        data.truncate(filled);
-        let last = filled < CHUNK_BYTES;
-        let chunk = SnapshotChunk {
-            shard_id,
-            incarnation,
-            header: Bytes::new(),
-            offset,
-            data: data.into(),
-            last,
-            hello: Bytes::new(),
-        };
-        offset += filled as u64;
-        if chunks.send(chunk).await.is_err() || last {
+    /// Reads a file into chunks, no faster than allowed. Ends without an error when the receiver
+    /// has hung up: its answer says why.
+    async fn feed_file(
+        &self,
+        file: SnapshotFile,
+        first: SnapshotChunk,
+        chunks: mpsc::Sender<SnapshotChunk>,
+    ) -> Result<(), String> {
+        let (shard_id, incarnation) = (first.shard_id, first.incarnation);
+        let mut opened = Err(io::Error::other("it was not opened"));
+        self.offload.in_place(&mut || opened = File::open(&file.path));
+        let reader = opened.map_err(|error| error.to_string())?;
+        if chunks.send(first).await.is_err() {
             return Ok(());
         }
-        let pause = filled as u64 * 1_000_000 / bytes_per_second_max.max(1);
-        tokio::time::sleep(Duration::from_micros(pause)).await;
+        let mut offset = 0;
+        loop {
+            let mut piece = Ok(Vec::new());
+            self.offload.in_place(&mut || piece = read_piece(&reader));
+            let data = piece.map_err(|error| error.to_string())?;
+            let filled = data.len();
+            let last = filled < CHUNK_BYTES;
+            let chunk = SnapshotChunk {
+                shard_id,
+                incarnation,
+                header: Bytes::new(),
+                offset,
+                data: data.into(),
+                last,
+                hello: Bytes::new(),
+            };
+            offset += filled as u64;
+            if chunks.send(chunk).await.is_err() || last {
+                return Ok(());
+            }
+            let pause = filled as u64 * 1_000_000 / self.snapshot_bytes_per_second_max.max(1);
+            tokio::time::sleep(Duration::from_micros(pause)).await;
+        }
     }
+}
+
+/// The next [`CHUNK_BYTES`] of a file; fewer at its end.
+fn read_piece(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut data = Vec::with_capacity(CHUNK_BYTES);
+    file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
+    Ok(data)
 }

@@ -44,7 +44,7 @@ use crate::snapshot::{self, SnapshotContent};
 use crate::stamp::Stamper;
 use crate::types::{Raft, Reply, Snapshot, TypeConfig};
 use crate::wire::{self, SnapshotHead, TransferMessage, WireVote};
-use crate::{ConsensusConfig, Seams};
+use crate::{ConsensusConfig, Seams, runtime};
 
 /// Who leads a shard, as far as known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,11 +255,13 @@ impl Replica {
             read_rounds: read_rounds.clone(),
             sessions: parts.sessions.clone(),
             snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
+            offload: parts.seams.offload.clone(),
         };
         let config = raft_config(&parts.config).validate().map_err(damaged)?;
-        let raft = Raft::build(replica_id.0, Arc::new(config), network, log, machine)
-            .await
-            .map_err(damaged)?;
+        // Each replica, and each start of it, draws other election timeouts.
+        let seed = parts.seams.seed ^ group.shard.rotate_left(32) ^ replica_id.0;
+        let build = Raft::build(replica_id.0, Arc::new(config), network, log, machine);
+        let raft = runtime::seeded(seed, build).await.map_err(damaged)?;
         let shard_id = ShardId(group.shard);
         let fence = fence::of(&*parts.seams.log, group);
         if let Some(fence) = &fence {
@@ -300,7 +302,7 @@ impl Replica {
                 }
             });
         }
-        raft.run();
+        runtime::seeded(seed, async { raft.run() }).await;
         Ok(replica)
     }
 

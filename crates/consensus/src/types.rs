@@ -20,6 +20,7 @@ openraft::declare_raft_types!(
         Node = PeerNode,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = crate::runtime::NodeRuntime,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;

@@ -27,6 +27,7 @@ pub mod identity;
 pub mod index;
 pub mod inspect;
 pub mod layout;
+pub mod listen;
 pub mod node;
 pub mod request;
 pub mod route;
@@ -37,6 +38,7 @@ pub mod sweep;
 pub mod telemetry;
 
 pub use config::{AdminKey, ConfigError, DiskConfig, Limits, LogFormat, NodeConfig};
+pub use listen::{Connection, Listen, Listening};
 pub use node::{Addresses, Node, NodeError, NodeSeams, Stores};
 
 /// The version of this binary.

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::authorize::Access;
@@ -36,6 +36,7 @@ use crate::dial_map::DialMap;
 use crate::disk::Disk;
 use crate::identity::{DataDir, DataDirError};
 use crate::index::Indexes;
+use crate::listen::{Listen, Listening};
 
 /// Everything that differs between a real node and a simulated one.
 #[derive(Clone)]
@@ -52,6 +53,8 @@ pub struct NodeSeams {
     pub seed: [u8; 32],
     /// Opens the stores in a data directory.
     pub open: Arc<dyn OpenStores>,
+    /// Listens to the client and the peer port.
+    pub listen: Arc<dyn Listen>,
 }
 
 /// Opens the stores of a node.
@@ -158,8 +161,8 @@ const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// The ports of a node, bound and not yet served.
 struct Bound {
-    client: TcpListener,
-    peer: TcpListener,
+    client: Listening,
+    peer: Listening,
     http: Option<TcpListener>,
 }
 
@@ -174,7 +177,7 @@ impl Node {
         let mut random = StdRng::from_seed(seams.seed);
         let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
         let (disk, stores) = open_stores(&config, &seams).await?;
-        let bound = bind(&config).await?;
+        let bound = bind(&config, &*seams.listen).await?;
         let addresses = bound.addresses(&config)?;
         let registration = registration(&config, &addresses);
         let consensus_seams = seams.consensus(&stores, random.random());
@@ -214,13 +217,8 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let Bound { client, peer, http } = bound;
         let ports = ports::serve(&core, client, http, &config, &stopping);
-        let upkeep = vec![
-            tokio::spawn(ports::serve_peers(Arc::clone(&core), peer)),
-            tokio::spawn(Arc::clone(&core).follow_catalog()),
-            tokio::spawn(remember_peers(core.host.catalog(), Arc::downgrade(&data_dir))),
-            tokio::spawn(Arc::clone(&core).sweep_forever()),
-            tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))),
-        ];
+        let mut upkeep = start_upkeep(&core, peer, &data_dir);
+        upkeep.push(tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))));
         tracing::info!(
             node = %identity.node_id,
             client = %addresses.client,
@@ -300,28 +298,33 @@ impl NodeSeams {
 
 impl Bound {
     fn addresses(&self, config: &NodeConfig) -> Result<Addresses, NodeError> {
-        let local = |listener: &TcpListener, setting, address| {
+        let local = |listener: &TcpListener, address| {
+            let setting = "http_address";
             listener.local_addr().map_err(|source| NodeError::Listen { setting, address, source })
         };
         let http = self.http.as_ref().zip(config.http_address);
         Ok(Addresses {
-            client: local(&self.client, "client_address", config.client_address)?,
-            peer: local(&self.peer, "peer_address", config.peer_address)?,
-            http: http.map(|(bound, address)| local(bound, "http_address", address)).transpose()?,
+            client: self.client.address,
+            peer: self.peer.address,
+            http: http.map(|(bound, address)| local(bound, address)).transpose()?,
         })
     }
 }
 
-async fn bind(config: &NodeConfig) -> Result<Bound, NodeError> {
-    let listen = |setting, address| async move {
-        let bound = TcpListener::bind(address).await;
+async fn bind(config: &NodeConfig, listen: &dyn Listen) -> Result<Bound, NodeError> {
+    let bind = |setting, address| async move {
+        let bound = listen.listen(address).await;
         bound.map_err(|source| NodeError::Listen { setting, address, source })
     };
+    let bind_http = |address| async move {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| NodeError::Listen { setting: "http_address", address, source })
+    };
     Ok(Bound {
-        client: listen("client_address", config.client_address).await?,
-        peer: listen("peer_address", config.peer_address).await?,
+        client: bind("client_address", config.client_address).await?,
+        peer: bind("peer_address", config.peer_address).await?,
         http: match config.http_address {
-            Some(address) => Some(listen("http_address", address).await?),
+            Some(address) => Some(bind_http(address).await?),
             None => None,
         },
     })
@@ -335,6 +338,17 @@ async fn open_stores(
     let disk = Disk::new(Arc::clone(&seams.open), &config.data_dir, config.disk.clone());
     disk.prepare().await;
     Ok((Arc::new(disk), seams.open.open(&config.data_dir)?))
+}
+
+/// Serves the peer port, and starts what runs in the background.
+fn start_upkeep(core: &Arc<Core>, peer: Listening, data_dir: &Arc<DataDir>) -> Vec<JoinHandle<()>> {
+    let (catalog, offload) = (core.host.catalog(), Arc::clone(&core.offload));
+    vec![
+        tokio::spawn(ports::serve_peers(Arc::clone(core), peer)),
+        tokio::spawn(Arc::clone(core).follow_catalog()),
+        tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
+        tokio::spawn(Arc::clone(core).sweep_forever()),
+    ]
 }
 
 fn registration(config: &NodeConfig, addresses: &Addresses) -> NodeRegistration {
@@ -375,7 +389,11 @@ async fn identify(
 
 /// Keeps the addresses of the catalog's nodes on disk too. The catalog itself may have to be rebuilt
 /// from the log, which takes a leader, which takes knowing where the others are.
-async fn remember_peers(mut catalog: watch::Receiver<Arc<CatalogState>>, data_dir: Weak<DataDir>) {
+async fn remember_peers(
+    mut catalog: watch::Receiver<Arc<CatalogState>>,
+    data_dir: Weak<DataDir>,
+    offload: Arc<dyn Offload>,
+) {
     let mut written = Vec::new();
     loop {
         let peers: Vec<(NodeId, String)> = {
@@ -385,8 +403,9 @@ async fn remember_peers(mut catalog: watch::Receiver<Arc<CatalogState>>, data_di
         if !peers.is_empty() && peers != written {
             let Some(data_dir) = data_dir.upgrade() else { return };
             let hints = peers.clone();
-            let done = tokio::task::spawn_blocking(move || data_dir.set_peers(&hints)).await;
-            match done {
+            let (done, result) = oneshot::channel();
+            offload.spawn(Box::new(move || drop(done.send(data_dir.set_peers(&hints))))).await;
+            match result.await {
                 Ok(Ok(())) => written = peers,
                 Ok(Err(error)) => tracing::warn!(%error, "the other nodes' addresses are not kept"),
                 Err(_) => return,

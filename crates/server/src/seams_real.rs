@@ -16,6 +16,7 @@ use anchorhold_storage::{
 };
 use tonic::transport::{Channel, Endpoint};
 
+use crate::listen::TcpListen;
 use crate::node::{NodeError, NodeSeams, OpenStores, Stores};
 
 /// Connects to the address that a peer announced, over TCP.
@@ -200,6 +201,7 @@ impl NodeSeams {
             exit: Arc::new(ProcessExit),
             seed: rand::random(),
             open: Arc::new(DiskStores),
+            listen: Arc::new(TcpListen),
         }
     }
 }

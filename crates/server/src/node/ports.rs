@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::server::NamedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tonic_web::GrpcWebLayer;
@@ -24,6 +23,7 @@ use crate::api::{Accounts, Anchors, Cluster, Door, Locates, Routing};
 use crate::config::NodeConfig;
 use crate::core::Core;
 use crate::http;
+use crate::listen::Listening;
 
 /// Pings on an idle connection, and how long an answer may take.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ const READINESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Serves the client and the HTTP port until `stopping` says so.
 pub(super) fn serve(
     core: &Arc<Core>,
-    client: TcpListener,
+    client: Listening,
     http: Option<TcpListener>,
     config: &NodeConfig,
     stopping: &watch::Receiver<bool>,
@@ -64,7 +64,7 @@ pub(super) fn serve(
 
 async fn serve_clients(
     core: Arc<Core>,
-    listener: TcpListener,
+    listener: Listening,
     config: NodeConfig,
     stopping: watch::Receiver<bool>,
 ) {
@@ -114,14 +114,14 @@ async fn serve_clients(
         .add_service(sized!(RoutingServiceServer, Routing::new(door.clone())))
         .add_service(sized!(AccountServiceServer, Accounts::new(door.clone())))
         .add_service(sized!(ClusterServiceServer, Cluster::new(door)))
-        .serve_with_incoming_shutdown(incoming(listener), stopped(stopping))
+        .serve_with_incoming_shutdown(listener.connections, stopped(stopping))
         .await;
     watching.abort();
     report("client", served);
 }
 
 /// Serves the peer port until the task is aborted: links never end by themselves.
-pub(super) async fn serve_peers(core: Arc<Core>, listener: TcpListener) {
+pub(super) async fn serve_peers(core: Arc<Core>, listener: Listening) {
     let served = Server::builder()
         .initial_stream_window_size(PEER_WINDOW_BYTES)
         .initial_connection_window_size(PEER_WINDOW_BYTES)
@@ -129,13 +129,9 @@ pub(super) async fn serve_peers(core: Arc<Core>, listener: TcpListener) {
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(core.host.peer_service())
-        .serve_with_incoming(incoming(listener))
+        .serve_with_incoming(listener.connections)
         .await;
     report("peer", served);
-}
-
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {

@@ -1,0 +1,187 @@
+//! One node's disk: a log and a state in memory that lose unsynced tails, snapshot files in a
+//! directory.
+
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anchorhold_model::row::RowKey;
+use anchorhold_server::node::OpenStores;
+use anchorhold_server::{NodeError, Stores};
+use anchorhold_storage::fs::{FileSystem, MemoryFs};
+use anchorhold_storage::snapshot::SnapshotStore;
+use anchorhold_storage::{
+    Batch, Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, MemoryLog,
+    MemoryState, ReadError, StateStore,
+};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+
+use crate::world::{Mutant, World};
+
+/// What survives a process.
+pub(crate) struct Disk {
+    pub(crate) log: MemoryLog,
+    pub(crate) state: Arc<MemoryState>,
+    pub(crate) directory: TempDir,
+}
+
+impl Disk {
+    /// An empty disk. Files lie in memory where the machine has a file system for that.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let memory = Path::new("/dev/shm");
+        let directory =
+            if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        Ok(Self {
+            log: MemoryLog::with_manual_sync(),
+            state: Arc::new(MemoryState::new()),
+            directory: directory?,
+        })
+    }
+
+    /// Ends what a process has not synced: of the log, and of the state, some first part survives.
+    pub(crate) fn crash(&self, random: &mut StdRng, mutant: Mutant) {
+        let unsynced = self.log.unsynced();
+        // Most often nothing: a disk that writes early hides mistakes.
+        let survivors = if random.random_bool(0.7) { 0 } else { random.random_range(0..=unsynced) };
+        self.log.sync_first(survivors);
+        self.log.crash();
+        let batches = self.state.unsynced_batches();
+        let survivors = if random.random_bool(0.5) { 0 } else { random.random_range(0..=batches) };
+        self.state.crash_keeping(survivors);
+        if mutant == Mutant::OperationsForgotten {
+            self.forget_operations();
+        }
+    }
+
+    /// Removes the dedup entries of all shards from the state.
+    fn forget_operations(&self) {
+        let mut batch = Batch::default();
+        let scanned = self.state.scan(&[]..&[u8::MAX], &mut |key, _| {
+            // A record's key has one byte in front.
+            if let Some(Ok(RowKey::Operation(..))) = key.get(1..).map(RowKey::parse) {
+                batch.rows.push((key.to_vec(), None));
+            }
+            ControlFlow::Continue(())
+        });
+        scanned.and_then(|()| self.state.commit(batch)).expect("memory does not fail");
+    }
+}
+
+/// Opens one node's stores.
+pub(crate) struct SimStores {
+    pub(crate) world: Arc<World>,
+    pub(crate) node: usize,
+    pub(crate) waiting: Arc<Notify>,
+}
+
+impl OpenStores for SimStores {
+    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
+        let disk = &self.world.sites[self.node].disk;
+        let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
+            .map_err(|error| NodeError::Store { store: "snapshots", reason: error.to_string() })?;
+        let log = SimLog {
+            world: Arc::clone(&self.world),
+            node: self.node,
+            waiting: Arc::clone(&self.waiting),
+            log: disk.log.clone(),
+        };
+        let state = Arc::clone(&disk.state);
+        Ok(Stores { log: Arc::new(log), state, snapshots: Arc::new(snapshots) })
+    }
+
+    fn file_system(&self) -> Arc<dyn FileSystem> {
+        // Only asked how much space there is: plenty.
+        Arc::new(MemoryFs::new())
+    }
+
+    fn used_bytes(&self, _data_dir: &Path) -> u64 {
+        0
+    }
+}
+
+/// The log of one process: everything that it is told is seen by the invariants.
+struct SimLog {
+    world: Arc<World>,
+    node: usize,
+    waiting: Arc<Notify>,
+    log: MemoryLog,
+}
+
+impl LogStore for SimLog {
+    fn submit(&self, write: LogWrite, done: Completion) {
+        self.world.saw_write(self.node, &self.log, &write);
+        let vote = match &write {
+            LogWrite::SaveHardState { group, hard_state } => Some((*group, *hard_state)),
+            LogWrite::Append { .. }
+            | LogWrite::Truncate { .. }
+            | LogWrite::Purge { .. }
+            | LogWrite::Drop { .. } => None,
+        };
+        let (world, node) = (Arc::clone(&self.world), self.node);
+        let done: Completion = Box::new(move |result| {
+            if let (Some((group, vote)), Ok(())) = (vote, &result) {
+                world.saw_durable_vote(node, group, vote);
+            }
+            done(result);
+        });
+        let early = match self.world.mutant {
+            Mutant::AcknowledgeBeforeSync => true,
+            Mutant::VoteBeforeSync => vote.is_some(),
+            Mutant::None | Mutant::OperationsForgotten => false,
+        };
+        if early {
+            self.log.submit(write, Box::new(|_| {}));
+            done(Ok(()));
+        } else {
+            self.log.submit(write, done);
+        }
+        self.waiting.notify_one();
+    }
+
+    fn group(&self, group: GroupId) -> Option<GroupLog> {
+        self.log.group(group)
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        self.log.groups()
+    }
+
+    fn read(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        self.log.read(group, indexes, bytes_max)
+    }
+
+    fn stats(&self) -> LogStats {
+        self.log.stats()
+    }
+}
+
+/// The log's writer: what waits when a sync begins is durable when it ends.
+pub(crate) async fn sync_forever(
+    world: Arc<World>,
+    node: usize,
+    waiting: Arc<Notify>,
+    mut random: StdRng,
+) {
+    let site = &world.sites[node];
+    loop {
+        let count = site.disk.log.unsynced();
+        if count == 0 {
+            waiting.notified().await;
+            continue;
+        }
+        let usual = if random.random_bool(0.02) { 10..60 } else { 1..4 };
+        let millis = random.random_range(usual) + site.sync_delay_ms.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        site.disk.log.sync_first(count);
+    }
+}

@@ -1,0 +1,106 @@
+//! Many seeds, each a whole cluster's life; some of them twice; and bugs put in on purpose.
+
+use std::process::Command;
+
+use anchorhold_sim::{Options, Summary, run};
+
+/// The first seed, unless `ANCHORHOLD_SIM_FIRST` says another.
+const FIRST: u64 = 1;
+/// Seeds of each of the parts, unless `ANCHORHOLD_SIM_SEEDS` says how many.
+const SEEDS: u64 = if cfg!(tokio_unstable) { 100 } else { 4 };
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Runs the seeds of one part; the test harness runs the parts beside each other.
+fn survive(part: u64) {
+    let count = from_environment("ANCHORHOLD_SIM_SEEDS", SEEDS);
+    let first = from_environment("ANCHORHOLD_SIM_FIRST", FIRST) + part * count;
+    let mut failures = Vec::new();
+    let (mut operations, mut committed, mut compared) = (0, 0, 0);
+    for seed in first..first + count {
+        match run(seed, Options::default()) {
+            Ok(summary) => {
+                operations += summary.operations;
+                committed += summary.committed;
+                compared += summary.compared;
+            }
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    println!("{count} seeds: {operations} operations, {committed} entries, {compared} comparisons");
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn clusters_keep_every_promise_under_faults_and_recover_after_them() {
+    survive(0);
+}
+
+#[test]
+fn further_clusters_keep_every_promise_under_faults_and_recover_after_them() {
+    survive(1);
+}
+
+#[test]
+fn a_run_does_what_it_is_meant_to_do() {
+    let summaries: Vec<Summary> = (0..4)
+        .map(|seed| run(seed, Options::default()).unwrap_or_else(|failure| panic!("{failure}")))
+        .collect();
+    for (seed, summary) in summaries.iter().enumerate() {
+        assert!(100 < summary.operations, "seed {seed}: {summary:?}");
+        assert!(10 < summary.anchors, "seed {seed}: {summary:?}");
+        assert!(5 <= summary.elections, "seed {seed}: {summary:?}");
+        assert!(100 < summary.committed, "seed {seed}: {summary:?}");
+        assert!(10 <= summary.compared, "seed {seed}: {summary:?}");
+        assert!(0 < summary.changes, "seed {seed}: {summary:?}");
+    }
+}
+
+/// Exact only where tokio's own random numbers are seeded.
+#[cfg(tokio_unstable)]
+#[test]
+fn a_seed_gives_the_same_run_every_time() {
+    for seed in (0..20).map(|number| number * 7) {
+        let one = run(seed, Options::default()).unwrap_or_else(|failure| panic!("{failure}"));
+        let other = run(seed, Options::default()).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(one, other, "seed {seed}");
+    }
+}
+
+/// Runs seeds with a bug put in, each in a process of its own, because a node may end it; what the
+/// first one said that found something.
+fn find(mutant: &str, seeds_max: u64) -> String {
+    for seed in 0..seeds_max {
+        let ran = Command::new(env!("CARGO_BIN_EXE_anchorhold-sim"))
+            .args(["--seed", &seed.to_string(), "--mutant", mutant])
+            .output()
+            .unwrap();
+        if !ran.status.success() {
+            let said = [ran.stdout, ran.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            println!("{mutant}: {}", said.lines().take(3).collect::<Vec<_>>().join("\n"));
+            assert!(said.contains(&format!("--seed {seed} --events")), "{said}");
+            return said;
+        }
+    }
+    panic!("{seeds_max} seeds did not find {mutant}");
+}
+
+#[test]
+fn a_log_that_acknowledges_before_its_sync_is_found() {
+    let said = find("acknowledge-before-sync", 40);
+    assert!(!said.contains("liveness"), "{said}");
+}
+
+#[test]
+fn a_vote_that_is_cast_before_its_sync_is_found() {
+    let said = find("vote-before-sync", 60);
+    assert!(said.contains("election safety") || said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_node_that_forgets_which_requests_it_has_seen_is_found() {
+    assert!(find("operations-forgotten", 20).contains("state equality"));
+}
