@@ -120,7 +120,8 @@ impl LogStore for SimLog {
             LogWrite::Append { .. }
             | LogWrite::Truncate { .. }
             | LogWrite::Purge { .. }
-            | LogWrite::Drop { .. } => None,
+            | LogWrite::Drop { .. }
+            | LogWrite::MarkLost { .. } => None,
         };
         let (world, node) = (Arc::clone(&self.world), self.node);
         let done: Completion = Box::new(move |result| {
@@ -145,6 +146,10 @@ impl LogStore for SimLog {
 
     fn group(&self, group: GroupId) -> Option<GroupLog> {
         self.log.group(group)
+    }
+
+    fn unknown_groups_may_be_lost(&self) -> bool {
+        self.log.unknown_groups_may_be_lost()
     }
 
     fn groups(&self) -> Vec<GroupId> {

@@ -178,6 +178,9 @@ impl World {
             LogWrite::Purge { group, up_to } => {
                 self.note(format_args!("n{name} g{:x} purge {}", group.shard, up_to.index));
             }
+            LogWrite::MarkLost { group, from, .. } => {
+                self.note(format_args!("n{name} g{:x} lost from {from}", group.shard));
+            }
             LogWrite::Drop { group } => self.note(format_args!("n{name} g{:x} drop", group.shard)),
         }
     }

@@ -11,7 +11,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome, CatalogState};
-use anchorhold_model::{Changes, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardState};
+use anchorhold_model::{
+    Changes, KeyRange, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardState,
+};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::snapshot::SnapshotHeader;
@@ -520,12 +522,7 @@ impl Host {
         self.inner.replicas.write().remove(&shard);
         replica.stop("the shard is gone").await;
         self.inner.parts.listener.removed(shard);
-        let state = &self.inner.parts.seams.state;
-        let (start, end) = keys::records(replica.state().descriptor.range);
-        state.clear(&start[..]..&end[..])?;
-        let rows = vec![(keys::header(shard), None), (keys::installing(shard), None)];
-        state.commit(Batch { rows })?;
-        state.checkpoint()?;
+        self.clear_rows(shard, replica.state().descriptor.range).await?;
         let (done, waiting) = tokio::sync::oneshot::channel();
         let write = LogWrite::Drop { group: replica.group() };
         self.inner.parts.seams.log.submit(write, Box::new(move |result| drop(done.send(result))));
@@ -533,6 +530,28 @@ impl Host {
             return Err(damaged(error));
         }
         self.inner.parts.seams.snapshots.remove_group(replica.group()).map_err(damaged)?;
+        Ok(())
+    }
+
+    /// Removes a replica's rows, off the async threads: a large range takes seconds. The mark of an
+    /// unfinished load is durable first, so that whatever a crash leaves of the range is garbage.
+    async fn clear_rows(&self, shard: ShardId, range: KeyRange) -> Result<(), StateError> {
+        let state = self.inner.parts.seams.state.clone();
+        let (done, cleared) = tokio::sync::oneshot::channel();
+        let clear = move || {
+            state.commit(Batch { rows: vec![(keys::installing(shard), Some(vec![1]))] })?;
+            state.checkpoint()?;
+            let (start, end) = keys::records(range);
+            let rows = state.clear(&start[..]..&end[..])?;
+            let marks = vec![(keys::header(shard), None), (keys::installing(shard), None)];
+            state.commit(Batch { rows: marks })?;
+            state.checkpoint()?;
+            Ok(rows)
+        };
+        let work = Box::new(move || drop(done.send(clear())));
+        self.inner.parts.seams.offload.spawn(work).await;
+        let rows = cleared.await.map_err(damaged)??;
+        tracing::info!(?shard, rows, "the rows of a shard that is gone are removed");
         Ok(())
     }
 

@@ -661,6 +661,13 @@ impl Replica {
         Ok(wire::encode(&WireVote::from(&response.vote)))
     }
 
+    /// Makes a new snapshot of the state as it is now, in place of one that is damaged.
+    pub async fn renew_snapshot(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::warn!(shard = self.group.shard, %error, "no new snapshot");
+        }
+    }
+
     /// Stops the replica.
     pub(crate) async fn stop(&self, reason: &str) {
         self.stopped.store(Arc::new(reason.to_owned()));

@@ -71,6 +71,10 @@ pub struct DiskConfig {
     pub bytes_max: Option<u64>,
     /// Milliseconds between two looks at the free space.
     pub check_interval_ms: u64,
+    /// Bytes per second, at most, that are read again to find damage before it is needed.
+    pub scrub_bytes_per_second: u64,
+    /// Seconds between two rounds of reading everything again.
+    pub scrub_pause_s: u64,
 }
 
 /// The key that opens the admin services, given at most one way. Without one they are closed.
@@ -155,6 +159,8 @@ impl Default for DiskConfig {
             ballast_bytes: 128 << 20,
             bytes_max: None,
             check_interval_ms: 500,
+            scrub_bytes_per_second: 4 << 20,
+            scrub_pause_s: 6 * 60 * 60,
         }
     }
 }
@@ -338,6 +344,10 @@ impl DiskConfig {
         }
         if self.check_interval_ms == 0 {
             return Err(wrong("disk.check_interval_ms", "must be at least 1"));
+        }
+        if self.scrub_bytes_per_second == 0 || self.scrub_pause_s == 0 {
+            let rule = "and disk.scrub_pause_s must be at least 1";
+            return Err(wrong("disk.scrub_bytes_per_second", rule));
         }
         let needed = self.almost_full_bytes.saturating_add(self.ballast_bytes);
         if self.bytes_max.is_some_and(|most| most <= needed) {

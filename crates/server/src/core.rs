@@ -48,6 +48,8 @@ pub struct Core {
     pub started: Timestamp,
     /// The data directory's disk.
     pub disk: Arc<Disk>,
+    /// What the last round of scrubbing found damaged, for people.
+    pub damage: Mutex<Vec<String>>,
     catalog: watch::Receiver<Arc<CatalogState>>,
     random: Mutex<StdRng>,
 }
@@ -106,6 +108,7 @@ impl Core {
             limits: parts.limits,
             place: parts.place,
             disk: parts.disk,
+            damage: Mutex::default(),
             random: Mutex::new(parts.random),
         };
         let catalog = core.catalog();

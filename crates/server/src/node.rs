@@ -37,6 +37,7 @@ use crate::disk::Disk;
 use crate::identity::{DataDir, DataDirError};
 use crate::index::Indexes;
 use crate::listen::{Listen, Listening};
+use crate::scrub::Scrub;
 
 /// Everything that differs between a real node and a simulated one.
 #[derive(Clone)]
@@ -181,6 +182,7 @@ impl Node {
         let addresses = bound.addresses(&config)?;
         let registration = registration(&config, &addresses);
         let consensus_seams = seams.consensus(&stores, random.random());
+        let (snapshots, exit) = (Arc::clone(&stores.snapshots), Arc::clone(&seams.exit));
         let (identity, peers) =
             identify(&config, &data_dir, &registration, &consensus_seams, &mut random).await?;
         let forests = ForestConfig::default();
@@ -217,8 +219,8 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let Bound { client, peer, http } = bound;
         let ports = ports::serve(&core, client, http, &config, &stopping);
-        let mut upkeep = start_upkeep(&core, peer, &data_dir);
-        upkeep.push(tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))));
+        let scrub = Scrub::new(Arc::clone(&core), snapshots, exit, &config.disk);
+        let upkeep = start_upkeep(&core, peer, &data_dir, disk, scrub);
         tracing::info!(
             node = %identity.node_id,
             client = %addresses.client,
@@ -330,6 +332,25 @@ async fn bind(config: &NodeConfig, listen: &dyn Listen) -> Result<Bound, NodeErr
     })
 }
 
+/// Starts the peer port and what runs in the background.
+fn start_upkeep(
+    core: &Arc<Core>,
+    peer: Listening,
+    data_dir: &Arc<DataDir>,
+    disk: Arc<Disk>,
+    scrub: Scrub,
+) -> Vec<JoinHandle<()>> {
+    let (catalog, offload) = (core.host.catalog(), Arc::clone(&core.offload));
+    vec![
+        tokio::spawn(ports::serve_peers(Arc::clone(core), peer)),
+        tokio::spawn(Arc::clone(core).follow_catalog()),
+        tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
+        tokio::spawn(Arc::clone(core).sweep_forever()),
+        tokio::spawn(scrub.run()),
+        tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))),
+    ]
+}
+
 /// Opens the stores, once there is room for that.
 async fn open_stores(
     config: &NodeConfig,
@@ -338,17 +359,6 @@ async fn open_stores(
     let disk = Disk::new(Arc::clone(&seams.open), &config.data_dir, config.disk.clone());
     disk.prepare().await;
     Ok((Arc::new(disk), seams.open.open(&config.data_dir)?))
-}
-
-/// Serves the peer port, and starts what runs in the background.
-fn start_upkeep(core: &Arc<Core>, peer: Listening, data_dir: &Arc<DataDir>) -> Vec<JoinHandle<()>> {
-    let (catalog, offload) = (core.host.catalog(), Arc::clone(&core.offload));
-    vec![
-        tokio::spawn(ports::serve_peers(Arc::clone(core), peer)),
-        tokio::spawn(Arc::clone(core).follow_catalog()),
-        tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
-        tokio::spawn(Arc::clone(core).sweep_forever()),
-    ]
 }
 
 fn registration(config: &NodeConfig, addresses: &Addresses) -> NodeRegistration {

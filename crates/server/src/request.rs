@@ -283,6 +283,8 @@ pub struct NodeReport {
     pub troubles: Vec<Trouble>,
     /// Its clock minus the median of all, in milliseconds; `None` if it knows no other.
     pub clock_offset_ms: Option<i64>,
+    /// What the last round of scrubbing found damaged, for people.
+    pub damage: Vec<String>,
     /// Its replicas, the catalog's first.
     pub replicas: Vec<ReplicaReport>,
 }

@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::listen::TcpListen;
 use crate::node::{NodeError, NodeSeams, OpenStores, Stores};
+use crate::renew::{BloatRules, renew_if_bloated};
 
 /// Connects to the address that a peer announced, over TCP.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,6 +135,10 @@ pub(crate) fn open_stores(
     }
     let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
         .map_err(|error| failed("snapshots", &error))?;
+    let rules = BloatRules::default();
+    let at = data_dir.join("state");
+    let (state, _) = renew_if_bloated(state, &at, SledConfig::default(), &snapshots, &rules)
+        .map_err(|error| failed("state", &error))?;
     Ok(Stores { log: Arc::new(log), state: Arc::new(state), snapshots: Arc::new(snapshots) })
 }
 

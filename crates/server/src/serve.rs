@@ -128,6 +128,7 @@ impl Core {
             disk: fitness.disk.number(),
             troubles: fitness.troubles,
             clock_offset_ms: fitness.clock_offset_ms,
+            damage: self.damage.lock().clone(),
             replicas: replicas.map(|replica| report_replica(&replica)).collect(),
         }
     }

@@ -192,6 +192,9 @@ impl Survey {
             .map(|node| format!("node {} in zone {} does not answer", node.node_id, node.zone))
             .collect();
         for report in self.reports.values() {
+            let node = report.node;
+            let damage = report.damage.iter();
+            degraded.extend(damage.map(|found| format!("node {node} has damaged data: {found}")));
             degraded.extend(report.troubles.iter().map(|trouble| describe(report, *trouble)));
         }
         let health = match (unavailable.is_empty(), degraded.is_empty() && silent.is_empty()) {
@@ -315,6 +318,7 @@ mod tests {
                 disk: 0,
                 troubles: Vec::new(),
                 clock_offset_ms: Some(0),
+                damage: Vec::new(),
                 replicas: vec![replica(&own, *node, leads), replica(&shard, *node, leads)],
             };
             (report.node, report)

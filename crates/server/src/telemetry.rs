@@ -111,6 +111,12 @@ pub mod name {
     /// Gauge.
     pub const CLOCK_OFFSET: &str = "anchorhold_clock_offset_milliseconds";
     /// Counter.
+    pub const SCRUB_ROUNDS_TOTAL: &str = "anchorhold_scrub_rounds_total";
+    /// Counter by part.
+    pub const SCRUB_BYTES_TOTAL: &str = "anchorhold_scrub_bytes_total";
+    /// Counter by part.
+    pub const SCRUB_DAMAGE_TOTAL: &str = "anchorhold_scrub_damage_total";
+    /// Counter.
     pub const SWEPT_TOTAL: &str = "anchorhold_swept_rows_total";
     /// Gauge, always 1.
     pub const BUILD_INFO: &str = "anchorhold_build_info";
@@ -138,6 +144,9 @@ fn describe() {
     counter!(name::LOG_FSYNCS_TOTAL, "Fsyncs of the shared log");
     counter!(name::LOG_FSYNC_MICROSECONDS_TOTAL, "Time spent in fsyncs of the shared log");
     counter!(name::LOG_WRITTEN_BYTES_TOTAL, "Bytes written to the shared log");
+    counter!(name::SCRUB_ROUNDS_TOTAL, "Rounds of reading everything on the disk again");
+    counter!(name::SCRUB_BYTES_TOTAL, "Bytes read again, by part");
+    counter!(name::SCRUB_DAMAGE_TOTAL, "Damage found by reading again, by part");
     counter!(name::SWEPT_TOTAL, "Rows erased by sweeps");
     gauge!(name::DISK_FREE_BYTES, "Bytes that this node may still write");
     gauge!(name::DISK_USED_BYTES, "Bytes of the data directory, the ballast aside");

@@ -69,7 +69,7 @@ use parking_lot::Mutex;
 use self::buffer::Buffer;
 use self::engine::{Chunks, Engine, Found};
 use self::open::Paths;
-use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit};
+use crate::state_store::{Batch, KEY_BYTES_MAX, StateError, StateStats, StateStore, Visit};
 
 /// Gathered rows that a scan copies at a time.
 const SCAN_ROWS_MAX: usize = 512;
@@ -178,6 +178,30 @@ impl SledState {
             _lock: lock,
         };
         Ok((store, opened))
+    }
+
+    /// Bytes of keys and values, counted by reading them all.
+    ///
+    /// # Errors
+    /// [`StateError`] if a row cannot be read.
+    pub fn live_bytes(&self) -> Result<u64, StateError> {
+        let mut bytes = 0;
+        self.scan(&[][..]..&[u8::MAX; KEY_BYTES_MAX][..], &mut |key, value| {
+            bytes += (key.len() + value.len()) as u64;
+            ControlFlow::Continue(())
+        })?;
+        Ok(bytes)
+    }
+
+    /// Removes the store in `dir`, which must not be open: the next open finds none. For one that
+    /// takes far more room than its rows need, as sled never gives any back.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`], [`StateError::Io`].
+    pub fn discard(dir: &Path) -> Result<(), StateError> {
+        let paths = Paths::new(dir);
+        let _lock = open::lock(&paths)?;
+        open::discard(&paths).map_err(StateError::Io)
     }
 
     /// A row that a scan found as a long value whose chunks may have been replaced meanwhile.

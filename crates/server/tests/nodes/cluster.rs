@@ -75,10 +75,16 @@ fn config(dir: &TempDir, zone: usize) -> NodeConfig {
 impl Cluster {
     /// A cluster of nodes, healthy.
     pub(crate) async fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, |_| {}).await
+    }
+
+    /// A cluster of nodes with other settings, healthy.
+    pub(crate) async fn start_with(nodes: usize, change: impl Fn(&mut NodeConfig)) -> Self {
         let mut cluster = Self { nodes: Vec::new(), dirs: Vec::new() };
         for zone in 0..nodes {
             let dir = tempfile::tempdir().unwrap();
             let mut config = config(&dir, zone);
+            change(&mut config);
             match cluster.nodes.first() {
                 None => config.bootstrap = Some("test".to_owned()),
                 Some(first) => {
@@ -92,6 +98,19 @@ impl Cluster {
         }
         cluster.wait_healthy().await;
         cluster
+    }
+
+    /// Where a node keeps everything.
+    pub(crate) fn dir(&self, node: usize) -> &std::path::Path {
+        self.dirs[node].path()
+    }
+
+    /// What the first node that runs finds wrong with the cluster.
+    pub(crate) async fn problems(&self) -> Option<Vec<String>> {
+        let key = Key(ADMIN_KEY.to_owned());
+        let mut client = ClusterServiceClient::with_interceptor(self.channel(self.first()), key);
+        let status = client.get_cluster_status(GetClusterStatusRequest {}).await.ok()?;
+        Some(status.into_inner().problems)
     }
 
     /// Waits until the first node that runs finds the cluster healthy.

@@ -5,3 +5,4 @@
 mod cluster;
 mod anchors;
 mod locate;
+mod scrub;

@@ -275,7 +275,7 @@ pub(super) fn is_kept(error: sled::Error) -> bool {
 }
 
 /// Moves the state aside in one step, then deletes it.
-fn discard(paths: &Paths) -> io::Result<()> {
+pub(super) fn discard(paths: &Paths) -> io::Result<()> {
     let aside = (0u32..)
         .map(|number| paths.dir.join(format!("discarded-{number}")))
         .find(|path| !path.exists())
