@@ -42,7 +42,8 @@ pub enum Host {
 /// Changes with their times since the faults began.
 pub type Plan = Vec<(Duration, Change)>;
 
-/// Draws a plan for `length`. Everything that begins in it also ends in it, clocks apart.
+/// Draws a plan whose faults begin within `length`. Each ends, a little later at the latest; only
+/// wall clocks stay where they jumped to.
 pub fn plan(random: &mut StdRng, length: Duration) -> Plan {
     let millis_max = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
     let mut plan = Plan::new();

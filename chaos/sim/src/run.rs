@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, SystemTime};
@@ -184,7 +183,7 @@ impl Run {
             .tcp_capacity(4_096);
         let mut sim = builder.build();
         for number in 0..NODES {
-            let world = Rc::new(Arc::clone(&world));
+            let world = Arc::clone(&world);
             sim.host(node::host(number), move || node::live(Arc::clone(&world), number));
         }
         sim.client(CLIENTS, client::live(Arc::clone(&world)));
