@@ -277,8 +277,9 @@ fn leader_energy_after(survey: &Survey<'_>, from: u32, to: u32, load: u64) -> Op
             (zone.leader_load, zone.load_max)
         };
         is_worthy |= is_worth(survey, load, zone(from), zone(to));
-        before += pair(zone(from), zone(to));
-        after += moved(zone(from), zone(to));
+        let as_node = |site: &crate::survey::Site| survey.zones[usize::from(site.zone)].as_node();
+        before += pair(as_node(from), as_node(to));
+        after += moved(as_node(from), as_node(to));
     }
     // Compared over several targets: what is not touched must count alike.
     (is_worthy && after < before).then(|| after + (u128::MAX / 2 - before))

@@ -88,7 +88,7 @@ pub struct Observation {
     pub maintenance_until: Option<Timestamp>,
 }
 
-/// The next state of a node. To call it again with the same arguments changes nothing.
+/// The next state of a node; one at a time, so a node that was long silent is suspect first.
 pub fn step(
     life: NodeLife,
     seen: &Observation,
@@ -192,7 +192,6 @@ mod tests {
                 maintenance_until: (what == "m").then_some(Timestamp(3_600_000)),
             };
             life = step(life, &seen, now, &config);
-            assert_eq!(step(life, &seen, now, &config).state, life.state, "{word} twice");
             states.push(format!("{:?}", life.state));
         }
         assert_eq!(states.join(" "), expected);

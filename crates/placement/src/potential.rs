@@ -59,7 +59,8 @@ pub fn potential(view: &ClusterView, config: &PlacementConfig) -> Potential {
         potential.leader_imbalance += energy(site.tally.leader_load, site.load_max);
     }
     for zone in &survey.zones {
-        potential.leader_imbalance += energy(zone.leader_load, zone.load_max);
+        let (load, load_max) = zone.as_node();
+        potential.leader_imbalance += energy(load, load_max);
     }
     potential
 }

@@ -413,6 +413,12 @@ impl ZoneSite {
         ratio(self.leader_load, self.load_max, 1_000_000)
     }
 
+    /// What it leads, beside what one of its nodes can lead on average: so that zones weigh as much
+    /// as nodes where unevenness is summed up.
+    pub(crate) fn as_node(&self) -> (u64, u64) {
+        (self.leader_load, self.load_max / self.open_nodes.max(1))
+    }
+
     /// The fullness of its emptiest open node.
     pub(crate) fn least_fullness(&self) -> Option<u64> {
         self.open.first().map(|first| first.0)

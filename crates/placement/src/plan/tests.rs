@@ -56,8 +56,22 @@ fn check(nodes: &str, text: &str, expected: Expect) {
 
 #[test]
 fn a_cluster_that_is_as_it_should_be_gets_no_plan() {
-    check(SIX, "s1 c1 n1* n2 n3\ns2 c1 n4 n5* n6", expect![""]);
-    check(TWO_REGIONS, "s1 c2 n1* n2 n3 l4 l5", expect![""]);
+    check(
+        SIX,
+        "s1 c1 n1* n2 n3\ns2 c1 n4 n5* n6",
+        expect![[r#"
+        s2 not: n5 leads more than others: hysteresis
+        s1 not: n1 leads more than others: hysteresis
+    "#]],
+    );
+    check(
+        TWO_REGIONS,
+        "s1 c2 n1* n2 n3 l4 l5",
+        expect![[r#"
+        s1 not: n1 holds more than others: hysteresis
+        s1 not: n1 leads more than others: hysteresis
+    "#]],
+    );
 }
 
 #[test]
@@ -174,7 +188,7 @@ fn a_pinned_shard_never_leaves_its_set_and_is_brought_back_into_it() {
         "s1 c3 n1* n2 n4\ns2 c3 n1 n2 n4*\ns3 c3 n1* n2 n3 l5",
         expect![[r#"
             s1@1.1.1 add n3, wait n3, voters +n3 -n4, remove n4: n4 is outside the residency set
-            s2@1.1.1 add n3, wait n3, lead n1, voters +n3 -n4, remove n4: n4 is outside the residency set
+            s2@1.1.1 add n3, wait n3, lead n2, voters +n3 -n4, remove n4: n4 is outside the residency set
             s3@1.1.1 remove n5: n5 is outside the residency set
         "#]],
     );
@@ -198,9 +212,10 @@ fn leaders_leave_draining_slow_and_full_nodes() {
         "n1 draining\nn2 slow\nn3 disk=almost\n\
          s1 c1 n1* n5 n6\ns2 c1 n4 n2* n6\ns3 c1 n4 n5 n3*\ns4 c1 n4* n5 n6",
         expect![[r#"
-            s1@1.1.1 lead n6: n1 should not lead
-            s2@1.1.1 lead n4: n2 should not lead
-            s3@1.1.1 lead n5: n3 should not lead
+            s1@1.1.1 lead n5: n1 should not lead
+            s2@1.1.1 lead n6: n2 should not lead
+            s3@1.1.1 lead n4: n3 should not lead
+            s4 not: n4 leads more than others: hysteresis
         "#]],
     );
 }
@@ -240,7 +255,7 @@ fn a_node_that_leaves_gives_its_leaders_first_and_then_its_replicas() {
         SIX,
         "n3 leaving\ns1 c1 n1* n2 n3\ns2 c1 n1 n2 n3*",
         expect![[r#"
-            s2@1.1.1 lead n1: n3 should not lead
+            s2@1.1.1 lead n2: n3 should not lead
             s1@1.1.1 add n6, wait n6, voters +n6 -n3, remove n3: n3 is to leave
         "#]],
     );
@@ -271,8 +286,8 @@ fn missing_voters_come_in_one_change_and_never_as_an_even_number() {
         SIX,
         "s1 c1 n1*\ns2 c1 n1* n2",
         expect![[r#"
-            s2@1.1.1 add n3, wait n3, voters +n3: too few voters
-            s1@1.1.1 add n5, add n6, wait n5, wait n6, voters +n5 +n6: too few voters
+            s1@1.1.1 add n5, add n3, wait n5, wait n3, voters +n5 +n3: too few voters
+            s2@1.1.1 add n6, wait n6, voters +n6: too few voters
         "#]],
     );
     check(
@@ -328,7 +343,14 @@ fn voters_that_share_a_zone_spread_when_another_is_there() {
             s1@1.1.1 add n3, wait n3, lead n2, voters +n3 -n1, remove n1: n1 shares its zone or region
         "#]],
     );
-    check(SIX, "n3 returning\nn6 returning\ns1 c1 n1* n2 n4", expect![""]);
+    check(
+        SIX,
+        "n3 returning\nn6 returning\ns1 c1 n1* n2 n4",
+        expect![[r#"
+        s1 not: n1 holds more than others: hysteresis
+        s1 not: n1 leads more than others: hysteresis
+    "#]],
+    );
 }
 
 #[test]
@@ -389,9 +411,10 @@ fn replicas_move_from_full_to_empty_nodes_of_the_zone() {
         "s1 c1 n1* n2 n3 size=50\ns2 c1 n1 n2* n3 size=50\ns3 c1 n1 n2 n3* size=50\n\
          s4 c1 n4* n5 n6 size=10",
         expect![[r#"
-            s1@1.1.1 add n4, wait n4, lead n2, voters +n4 -n1, remove n1: n1 holds more than others
-            s2@1.1.1 add n5, wait n5, lead n1, voters +n5 -n2, remove n2: n2 holds more than others
-            s3@1.1.1 add n6, wait n6, lead n1, voters +n6 -n3, remove n3: n3 holds more than others
+            s2@1.1.1 add n4, wait n4, voters +n4 -n1, remove n1: n1 holds more than others
+            s3@1.1.1 add n5, wait n5, voters +n5 -n2, remove n2: n2 holds more than others
+            s1@1.1.1 add n6, wait n6, voters +n6 -n3, remove n3: n3 holds more than others
+            s4 not: n4 leads more than others: hysteresis
         "#]],
     );
 }
@@ -402,7 +425,9 @@ fn a_move_that_would_turn_the_difference_around_is_not_made() {
         SIX,
         "s1 c1 n1* n2 n3 size=50\ns2 c1 n4 n5* n6 size=20",
         expect![[r#"
-            s1 not: hysteresis
+            s1 not: n1 holds more than others: hysteresis
+            s2 not: n5 leads more than others: hysteresis
+            s1 not: n1 leads more than others: hysteresis
         "#]],
     );
 }
@@ -417,6 +442,9 @@ fn a_shard_that_was_just_moved_settles_first() {
             s1 not: settling
             s2 not: settling
             s3 not: settling
+            s3 not: n3 leads more than others: hysteresis
+            s1 not: n1 leads more than others: hysteresis
+            s2 not: n2 leads more than others: hysteresis
         "#]],
     );
 }
@@ -427,8 +455,10 @@ fn leaders_are_spread_by_load() {
         "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north",
         "s1 c1 n1* n2 n3\ns2 c1 n1* n2 n3\ns3 c1 n1* n2 n3\ns4 c1 n1 n2* n3 load=500",
         expect![[r#"
+            s2@1.1.1 lead n3: n1 leads more than others
+            s3 not: n1 leads more than others: hysteresis
             s4 not: n2 leads more than others: hysteresis
-            s1@1.1.1 lead n3: n1 leads more than others
+            s1 not: n1 leads more than others: hysteresis
         "#]],
     );
 }
@@ -437,10 +467,17 @@ fn leaders_are_spread_by_load() {
 fn small_neighbours_merge_only_if_asked_and_on_the_same_nodes() {
     let shards = "s1 c1 n1* n2 n3 size=1 range=0..5\ns2 c1 n1 n2* n6 size=1 range=5..9\n\
                   s3 c1 n4 n5 n6* size=30 range=9..";
-    let off = PlacementConfig::default();
+    // A band of all: nothing is moved for balance.
+    let off = PlacementConfig { balance_band_permille: 1_000, ..PlacementConfig::default() };
     check_with(&off, &format!("{SIX}{shards}"), expect![""]);
     let on = PlacementConfig { merges: true, ..off };
-    check_with(&on, &format!("{SIX}{shards}"), expect![""]);
+    check_with(
+        &on,
+        &format!("{SIX}{shards}"),
+        expect![[r#"
+            s2@1.1.1 add n3, wait n3, voters +n3 -n6, remove n6, merge into s1: small neighbours
+        "#]],
+    );
 }
 
 #[test]
@@ -478,7 +515,11 @@ fn check_headroom(text: &str, expected: Expect) {
 fn headroom_tells_what_each_zone_s_loss_would_do() {
     check_headroom(
         &format!("{SIX}s1 c1 n1* n2 n3 size=40\ns2 c1 n4 n5* n4 size=10"),
-        expect![[""]],
+        expect![[r#"
+            north/a leaders 1 load 0 disk 39 [Quorum { shards: 1 }]
+            north/b leaders 1 load 0 disk 39 []
+            north/c leaders 0 load 0 disk 39 []
+        "#]],
     );
 }
 
@@ -500,15 +541,29 @@ fn check_blocked(text: &str, node: u64, expected: Expect) {
 
 #[test]
 fn a_node_that_cannot_leave_is_told_why() {
-    check_blocked(&format!("{SIX}s1 c1 n1* n2 n3\ns2 c1 n1* n5 n3"), 3, expect![[""]]);
+    check_blocked(
+        &format!("{SIX}s1 c1 n1* n2 n3\ns2 c1 n1* n5 n3"),
+        3,
+        expect![[r#"
+        replicas 2 moving 0 ready 2
+    "#]],
+    );
     check_blocked(
         "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north\ns1 c1 n1* n2 n3\ns2 c1 n1 n2 n3",
         3,
-        expect![[""]],
+        expect![[r#"
+            replicas 2 moving 0 ready 0
+            1 [ShardId(2)]: wait
+            1 [ShardId(1)]: add a node, or a disk, in a zone of the class's regions
+        "#]],
     );
     check_blocked(
         &format!("{TWO_REGIONS}s1 c3 n1* n2 n3\nn2 suspect\ns2 c9 n1* n3"),
         3,
-        expect![[""]],
+        expect![[r#"
+            replicas 2 moving 0 ready 0
+            1 [ShardId(2)]: create the class, or move the shard to another
+            1 [ShardId(1)]: add a node inside the class's residency set
+        "#]],
     );
 }

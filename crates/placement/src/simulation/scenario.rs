@@ -133,7 +133,9 @@ impl Simulation {
                 self.lose(self.nodes_of_zone(region, zone).into_iter().take(nodes).collect())
             }
             Event::ReturnZone(region, zone) => {
-                let nodes = self.nodes_of_zone(region, zone);
+                let running = self.running_nodes();
+                let mut nodes = self.nodes_of_zone(region, zone);
+                nodes.retain(|node_id| !running.contains(node_id));
                 self.revive(&nodes);
                 self.lacking(&nodes)
             }

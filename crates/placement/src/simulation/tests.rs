@@ -139,7 +139,7 @@ proptest! {
         let after = potential(simulation.view(), simulation.config());
         prop_assert_eq!(after.crowding, before.crowding);
         prop_assert_eq!((after.lacking, after.extra), (0, 0));
-        // Leaders of zones differ by no more than a tenth, or one.
+        // Leaders of zones differ by no more than a fifth, or three.
         let mut leaders = BTreeMap::<(String, String), u64>::new();
         for (node, tally) in simulation.view().nodes() {
             *leaders.entry((node.region.clone(), node.zone.clone())).or_default() += tally.leaders;
@@ -149,7 +149,7 @@ proptest! {
             let of_region = leaders.iter().filter(|((region, _), _)| *region == name);
             let counts: Vec<u64> = of_region.map(|(_, count)| *count).collect();
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-            prop_assert!(most - least <= 1.max(most / 10) + 1, "{:?}", counts);
+            prop_assert!(most - least <= 3.max(most / 5), "{:?}", counts);
         }
     }
 
