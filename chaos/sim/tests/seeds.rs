@@ -76,7 +76,7 @@ fn find(mutant: &str, seeds_max: u64) -> String {
         let ran = Command::new(env!("CARGO_BIN_EXE_anchorhold-sim"))
             .args(["--seed", &seed.to_string(), "--mutant", mutant])
             .output()
-            .unwrap();
+            .expect("the simulation runs");
         if !ran.status.success() {
             let said = [ran.stdout, ran.stderr].concat();
             let said = String::from_utf8_lossy(&said).into_owned();
