@@ -59,7 +59,8 @@ mod tests {
     fn picked_ports_differ_and_can_be_listened_on() {
         let ports = pick(30).expect("there are free ports");
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 30);
-        let listener = TcpListener::bind(ports[0]).expect("still free");
-        assert!(listener.local_addr().expect("bound").ip().is_loopback());
+        assert!(ports.iter().all(|port| port.ip().is_loopback()));
+        // Somebody else on this machine may have taken one or the other meanwhile.
+        assert!(ports.iter().any(|port| TcpListener::bind(port).is_ok()));
     }
 }
