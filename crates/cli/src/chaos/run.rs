@@ -105,7 +105,7 @@ pub(crate) async fn run(args: RunArgs) -> anyhow::Result<()> {
 /// Runs again what a directory holds.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run()`].
 pub(crate) async fn replay(args: ReplayArgs) -> anyhow::Result<()> {
     let described = RunDirectory::open(&args.run)?.description()?;
     let file = args.run.join("run.json").display().to_string();
