@@ -104,7 +104,7 @@ async fn what_a_killed_node_leaves_is_inspected_and_not_changed() {
         || {
             let output = debug(&dir, &["log", "verify"]);
             assert_exit(&output, 7, "damaged at offset");
-            assert_exit(&output, 7, "will not start");
+            assert_exit(&output, 7, "node starts");
             assert_eq!(json(&output)["intact"], false);
         },
     );
