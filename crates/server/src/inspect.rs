@@ -20,6 +20,8 @@ use anchorhold_storage::{
     LogConfig, LostGroup, OpenError, OpenReport, Opened, SegmentedLog, SledConfig, SledState,
 };
 
+use crate::seams_real::with_causes;
+
 /// Something that is not as it was written, in plain words.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Damage {
@@ -273,7 +275,7 @@ impl InspectedLog {
                 // A log that began at a later index, as after a snapshot.
                 Err(ReadError::Unknown { .. }) => start += 1,
                 Err(error) => {
-                    return Err(Damage { what: words(&error), next: LOG_NEXT.to_owned() });
+                    return Err(Damage { what: with_causes(&error), next: LOG_NEXT.to_owned() });
                 }
             }
         }
@@ -288,7 +290,7 @@ fn log_damage(error: &OpenError) -> Damage {
         OpenError::Locked { .. } => "Another process uses it: wait until it ends.",
         OpenError::Missing { .. } | OpenError::Damaged { .. } | OpenError::Identity => LOG_NEXT,
     };
-    Damage { what: words(error), next: next.to_owned() }
+    Damage { what: with_causes(error), next: next.to_owned() }
 }
 
 /// Damage that a start survives: where it is, and whom it costs what.
@@ -329,23 +331,11 @@ fn report_snapshot(path: &Path) -> SnapshotReport {
             Err(reason) => Err(damage(reason, SNAPSHOT_NEXT)),
         },
         Err(error @ SnapshotError::UnknownFormat { .. }) => {
-            Err(damage(words(&error), "It was written by a later version: use that one."))
+            Err(damage(with_causes(&error), "It was written by a later version: use that one."))
         }
-        Err(error) => Err(damage(words(&error), SNAPSHOT_NEXT)),
+        Err(error) => Err(damage(with_causes(&error), SNAPSHOT_NEXT)),
     };
     SnapshotReport { name, found }
-}
-
-/// An error and its causes, in one line.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
