@@ -8,6 +8,7 @@ use anchorhold_chaos::run_directory::RunDirectory;
 use anyhow::Context as _;
 use clap::Args;
 
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Format};
 
 /// Flags of `chaos check`.
@@ -32,8 +33,10 @@ pub(super) struct ReportArgs {
 /// # Errors
 /// If the directory holds no readable run. Exits with the verdict's code otherwise.
 pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let directory = RunDirectory::open(&args.directory)?;
-    let report = judge::check(&directory)?;
+    // Not 1, which would say that an invariant is broken: 4, as for an error of the harness.
+    let no_run = |error: anyhow::Error| Failure::new(Exit::NotFound, format!("{error:#}"), "");
+    let directory = RunDirectory::open(&args.directory).map_err(no_run)?;
+    let report = judge::check(&directory).map_err(no_run)?;
     judge::write(&report, &directory)?;
     output::print(args.output, &report, || summary(&report))?;
     eprintln!("{}", directory.report_html().display());
