@@ -2,7 +2,7 @@
 //!
 //! [`collect`] reads everything back from the healed cluster into the run's directory; [`check`]
 //! takes that directory and nothing else, so that an old run can be judged again by a newer judge;
-//! [`write`] puts the [`Report`](crate::report::Report) beside it.
+//! [`write()`] puts the [`Report`](crate::report::Report) beside it.
 //!
 //! Not here: the checks themselves (`checker`), how a report looks (`report`).
 

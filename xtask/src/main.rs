@@ -65,7 +65,7 @@ fn verify(root: &Path) -> Report {
         command(root, "cargo", &[&targets[..], &["--", "-D", "warnings"]].concat(), &[])
     });
     report.run("documentation", || {
-        let arguments = ["doc", "--workspace", "--no-deps", "--locked"];
+        let arguments = ["doc", "--workspace", "--no-deps", "--locked", "--keep-going"];
         command(root, "cargo", &arguments, &[("RUSTDOCFLAGS", "-D warnings")])
     });
     report

@@ -6,8 +6,8 @@
 //! safety depends on it.
 //!
 //! States of a trouble: absent → present when its threshold is crossed → absent when it has stayed
-//! clear of the threshold: of half of it (clock), for [`STALL_REST`] (log), of a quarter more
-//! (disk, decided by `storage::disk_space`).
+//! clear of the threshold: of half of it (clock), for five seconds without another stall (log), of a
+//! quarter more (disk, decided by `storage::disk_space`).
 //!
 //! Not here: how full the disk is (`server::disk`), what a replica does about it (`conduct`).
 
