@@ -37,6 +37,9 @@ pub struct RetryConfig {
     /// How long the first try may take before another node is tried. Each try that runs out of time
     /// doubles it.
     pub attempt_timeout: Duration,
+    /// How long a node may be silent before another one is asked as well; longer while answers
+    /// usually take longer, and never longer than `attempt_timeout`. The first answer counts.
+    pub hedge_after: Duration,
     /// The pause after the first failure that is no matter of a single node.
     pub pause_min: Duration,
     /// The longest pause between two tries.
@@ -70,6 +73,7 @@ impl Default for RetryConfig {
     fn default() -> Self {
         Self {
             attempt_timeout: Duration::from_secs(2),
+            hedge_after: Duration::from_millis(400),
             pause_min: Duration::from_millis(20),
             pause_max: Duration::from_millis(250),
             node_rest: Duration::from_secs(1),

@@ -53,6 +53,7 @@ mod config;
 mod error;
 mod method;
 mod pages;
+mod patience;
 mod retry;
 mod routes;
 mod session;

@@ -24,6 +24,7 @@ fn config(nodes: &[Node]) -> ClientConfig {
         deadline: Duration::from_secs(60),
         retry: RetryConfig {
             attempt_timeout: Duration::from_secs(60),
+            hedge_after: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(60),
             // Long enough that a node at fault rests for the whole test.
@@ -193,6 +194,35 @@ async fn a_node_that_hangs_is_replaced_by_another_one() {
     client.create_anchor(anchor()).await.unwrap();
     let (hung, served) = (nodes[0].received.lock().clone(), nodes[1].received.lock().clone());
     assert_eq!(hung[0], *served.last().unwrap());
+}
+
+#[tokio::test]
+async fn another_node_is_asked_while_one_is_silent_and_the_first_answer_counts() {
+    let nodes = fake::start(3).await;
+    let mut config = config(&nodes);
+    config.retry.hedge_after = Duration::from_millis(50);
+    let client = Client::connect(config).await.unwrap();
+    // Nobody takes the first try back: a time limit of its own would end it after a minute.
+    nodes[0].script(vec![Answer::Hang; 4]);
+    client.create_anchor(anchor()).await.unwrap();
+    let hung = nodes[0].received.lock().clone();
+    let served: Vec<_> = nodes[1..].iter().flat_map(|node| node.received.lock().clone()).collect();
+    assert!(served.contains(&hung[0]), "under the same request id: {hung:?} {served:?}");
+    // The silent one rests: the next write does not wait for it.
+    client.create_anchor(anchor()).await.unwrap();
+    assert_eq!(nodes[0].received_count(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_answer_also_while_another_node_is_silent() {
+    let nodes = fake::start(2).await;
+    let mut config = config(&nodes);
+    config.retry.hedge_after = Duration::from_millis(50);
+    let client = Client::connect(config).await.unwrap();
+    nodes[0].script([Answer::Hang]);
+    nodes[1].script([fail(Reason::NoLeader), fail(Reason::EtagMismatch)]);
+    let error = client.create_anchor(anchor()).await.unwrap_err();
+    assert_eq!((error.reason(), error.attempts()), (Some(Reason::EtagMismatch), 3));
 }
 
 #[tokio::test]

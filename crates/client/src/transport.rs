@@ -2,6 +2,7 @@
 //!
 //! Which node is asked follows from the routes; what a failure means is decided by `retry`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +11,13 @@ use std::time::Duration;
 use anchorhold_proto::limits::{MESSAGE_BYTES_MAX, RETRY_WINDOW};
 use anchorhold_proto::{Reason, ReceivedFailure, text, v1};
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -23,9 +26,10 @@ use tonic::{Code, ConnectError, Request, Status};
 use crate::channel::{Node, Pool};
 use crate::codec::EncodedCodec;
 use crate::method::{self, Effect, Method};
+use crate::patience::Patience;
 use crate::retry::{self, Origin, Tries, Verdict};
 use crate::routes::{Routes, Target};
-use crate::{ClientConfig, ClientError};
+use crate::{ClientConfig, ClientError, RetryConfig};
 
 /// What all handles of a client share.
 pub(crate) struct Transport {
@@ -37,6 +41,8 @@ pub(crate) struct Transport {
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     is_refresh_due: AtomicBool,
     random: Mutex<StdRng>,
+    /// How long answers take, by the methods' paths.
+    patience: Mutex<BTreeMap<&'static str, Patience>>,
 }
 
 /// One call, encoded.
@@ -58,7 +64,16 @@ struct Progress {
     /// Nodes at fault, until all are.
     tried: Vec<Arc<Node>>,
     redirect: Option<Arc<Node>>,
+    /// Nodes that were asked and have neither answered nor been passed over.
+    silent: Vec<Arc<Node>>,
+    /// Whether the routes must be learnt again before the next try.
+    is_refresh_due: bool,
+    /// How the last try that failed did.
+    last: Option<ReceivedFailure>,
 }
+
+/// Tries of one call that may be open at once.
+const OPEN_MAX: usize = 3;
 
 /// Least time between two background refreshes of the routes.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
@@ -86,6 +101,7 @@ impl Transport {
             refreshed: tokio::sync::Mutex::default(),
             is_refresh_due: AtomicBool::new(false),
             random: Mutex::new(random),
+            patience: Mutex::default(),
         }))
     }
 
@@ -107,21 +123,43 @@ impl Transport {
         text::uuid_text(random & !VERSION_MASK & !VARIANT_MASK | 4 << 76 | 2 << 62)
     }
 
-    /// Sends a call and retries it as long as that is safe and makes sense.
+    /// Sends a call and retries it as long as that is safe and makes sense. A node that is silent
+    /// for longer than usual is not given up, but another one is asked as well.
     pub(crate) async fn call<Reply>(&self, call: Call<'_>) -> Result<Reply, ClientError>
     where
         Reply: Message + Default + Send + 'static,
     {
         let end = Instant::now() + call.deadline.min(RETRY_WINDOW);
         let mut progress = Progress::new();
+        let mut open = FuturesUnordered::new();
+        let mut send_at = Some(Instant::now());
         loop {
-            let routes = self.routes();
-            let node = self.choose(call.target, routes.as_deref(), &mut progress);
-            progress.tries.sent += 1;
-            let patience =
-                self.config.retry.attempt_timeout.saturating_mul(1 << progress.timeouts.min(8));
-            let attempt_end = end.min(Instant::now() + patience);
-            let sent = self.attempt(&node, call.method, call.body.clone(), attempt_end).await;
+            if send_at.is_some_and(|at| at <= Instant::now()) {
+                let routes = self.routes();
+                let node = self.choose(call.target, routes.as_deref(), &mut progress);
+                progress.tries.sent += 1;
+                progress.silent.push(node.clone());
+                open.push(self.try_once(node, &call, progress.timeouts, end));
+                send_at = self.hedge_at(call.method, open.len());
+            }
+            let (node, sent) = match (send_at, open.is_empty()) {
+                (Some(at), true) => {
+                    sleep_until(at).await;
+                    continue;
+                }
+                (Some(at), false) => match timeout_at(at, open.next()).await {
+                    Ok(Some(done)) => done,
+                    Ok(None) => continue,
+                    Err(_) => {
+                        self.pass_over_silent(&mut progress);
+                        continue;
+                    }
+                },
+                (None, _) => match open.next().await {
+                    Some(done) => done,
+                    None => return Err(progress.time_is_over(&call)),
+                },
+            };
             let (origin, failure) = match sent {
                 Ok(reply) => {
                     self.pool.wake(&node);
@@ -129,30 +167,91 @@ impl Transport {
                 }
                 Err(failed) => failed,
             };
-            progress.note(origin, &failure);
-            progress.tries.nodes = u32::try_from(self.pool.len()).unwrap_or(u32::MAX);
-            let jitter = self.random.lock().random();
-            let verdict =
-                retry::judge(&failure, origin, progress.tries, &self.config.retry, jitter);
-            let Verdict::Again { pause, leader, is_node_at_fault, refresh } = verdict else {
+            let Some(pause) = self.judge(&mut progress, &call, node, origin, &failure) else {
                 return Err(ClientError::of(failure, progress.tries.sent));
             };
-            if end <= Instant::now() + pause {
-                return Err(progress.give_up(&call, failure));
+            progress.last = Some(failure);
+            if progress.is_refresh_due
+                && timeout_at(end, self.refresh(Instant::now())).await.is_err()
+            {
+                return Err(progress.time_is_over(&call));
             }
-            if is_node_at_fault {
-                self.pool.rest(&node);
-                progress.tried.push(node);
-            }
-            self.follow(&mut progress, call.target, routes.as_deref(), leader, &failure);
-            if refresh && timeout_at(end, self.refresh(Instant::now())).await.is_err() {
-                return Err(progress.give_up(&call, failure));
-            }
-            if !pause.is_zero() {
-                progress.tries.pauses += 1;
-                sleep(pause).await;
-            }
+            progress.is_refresh_due = false;
+            let again = Instant::now() + pause;
+            // With time for no other try, those that are open may still be answered.
+            send_at = (again < end && open.len() < OPEN_MAX).then_some(again);
         }
+    }
+
+    /// Takes a failed try in: the pause before the next one, or `None` if none makes sense.
+    fn judge(
+        &self,
+        progress: &mut Progress,
+        call: &Call<'_>,
+        node: Arc<Node>,
+        origin: Origin,
+        failure: &ReceivedFailure,
+    ) -> Option<Duration> {
+        progress.note(origin, failure);
+        progress.silent.retain(|silent| silent.address != node.address);
+        progress.tries.nodes = u32::try_from(self.pool.len()).unwrap_or(u32::MAX);
+        let jitter = self.random.lock().random();
+        let verdict = retry::judge(failure, origin, progress.tries, &self.config.retry, jitter);
+        let Verdict::Again { pause, leader, is_node_at_fault, refresh } = verdict else {
+            return None;
+        };
+        if is_node_at_fault {
+            self.pool.rest(&node);
+            progress.tried.push(node);
+        }
+        self.follow(progress, call.target, self.routes().as_deref(), leader, failure);
+        progress.is_refresh_due = refresh;
+        if !pause.is_zero() {
+            progress.tries.pauses += 1;
+        }
+        Some(pause)
+    }
+
+    /// When another node is to be asked as well, if `open` tries are not answered by then.
+    fn hedge_at(&self, method: Method, open: usize) -> Option<Instant> {
+        if self.pool.len() < 2 || OPEN_MAX <= open {
+            return None;
+        }
+        let RetryConfig { hedge_after, attempt_timeout, .. } = self.config.retry;
+        let patience = self.patience.lock().get(method.path).copied().unwrap_or_default();
+        let wait = patience.hedge_after(hedge_after, attempt_timeout);
+        let turns = u32::try_from(open).unwrap_or(u32::MAX);
+        Some(Instant::now() + wait.saturating_mul(turns))
+    }
+
+    /// Notes that nodes have been silent for longer than usual.
+    fn pass_over_silent(&self, progress: &mut Progress) {
+        for node in progress.silent.drain(..) {
+            self.pool.rest(&node);
+            progress.tried.push(node);
+        }
+    }
+
+    /// One try, and how it went.
+    async fn try_once<Reply>(
+        &self,
+        node: Arc<Node>,
+        call: &Call<'_>,
+        timeouts: u32,
+        end: Instant,
+    ) -> (Arc<Node>, Result<Reply, (Origin, ReceivedFailure)>)
+    where
+        Reply: Message + Default + Send + 'static,
+    {
+        let begun = Instant::now();
+        let attempt_timeout = self.config.retry.attempt_timeout;
+        let attempt_end = end.min(begun + attempt_timeout.saturating_mul(1 << timeouts.min(8)));
+        let sent = self.attempt(&node, call.method, call.body.clone(), attempt_end).await;
+        if sent.is_ok() {
+            let mut patience = self.patience.lock();
+            patience.entry(call.method.path).or_default().note(begun.elapsed());
+        }
+        (node, sent)
     }
 
     /// The node to ask next.
@@ -283,6 +382,9 @@ impl Progress {
             is_maybe_written: false,
             tried: Vec::new(),
             redirect: None,
+            silent: Vec::new(),
+            is_refresh_due: false,
+            last: None,
         }
     }
 
@@ -298,7 +400,9 @@ impl Progress {
     }
 
     /// The error when time is over.
-    fn give_up(&self, call: &Call<'_>, last: ReceivedFailure) -> ClientError {
+    fn time_is_over(self, call: &Call<'_>) -> ClientError {
+        let nothing = || ReceivedFailure::of_status(&Status::deadline_exceeded("time is over"));
+        let last = self.last.clone().unwrap_or_else(nothing);
         let is_write = call.method.effect == Effect::Write;
         match call.request_id {
             Some(request_id) if is_write && self.is_maybe_written => {

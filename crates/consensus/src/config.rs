@@ -71,7 +71,7 @@ impl Default for ConsensusConfig {
             snapshot_builds_max: 1,
             snapshot_bytes_per_second_max: 64 << 20,
             checkpoint_interval_ms: 2_000,
-            log_stall_ms: 2_000,
+            log_stall_ms: 500,
             clock_offset_ms_max: 500,
         }
     }

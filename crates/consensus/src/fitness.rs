@@ -12,6 +12,7 @@
 //! Not here: how full the disk is (`server::disk`), what a replica does about it (`conduct`).
 
 pub(crate) mod conduct;
+pub(crate) mod gone;
 pub(crate) mod keep;
 
 use std::collections::BTreeMap;

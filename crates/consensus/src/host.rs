@@ -196,6 +196,7 @@ impl Host {
         host.spawn(upkeep::keep);
         host.spawn(fitness::keep::ask_others);
         host.spawn(fitness::keep::act);
+        host.spawn(fitness::gone::replace_gone);
         host.spawn(move |host| host.found_and_announce(start.found));
         Ok(host)
     }

@@ -16,6 +16,7 @@ pub use endpoint::PeerEndpoint;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anchorhold_model::NodeId;
@@ -24,6 +25,7 @@ use anchorhold_proto::peer_v1::{CallRequest, PeerHello};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
+use tokio::sync::Notify;
 use tonic::transport::Channel;
 
 use crate::error::CallError;
@@ -46,12 +48,16 @@ pub(crate) struct Peers {
     dial: Arc<dyn Dial>,
     messages_max: usize,
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+    /// Told when a peer begins to refuse connections.
+    refused: Notify,
 }
 
 /// Who a peer is and where it can be reached now.
 pub(crate) struct Place {
     node_id: NodeId,
     address: ArcSwap<String>,
+    /// Whether its host refused the last attempt to connect: its process has ended.
+    refuses: AtomicBool,
 }
 
 impl Place {
@@ -78,7 +84,14 @@ impl Peers {
         dial: Arc<dyn Dial>,
         messages_max: usize,
     ) -> Arc<Self> {
-        Arc::new(Self { identity, own_address, dial, messages_max, peers: RwLock::default() })
+        Arc::new(Self {
+            identity,
+            own_address,
+            dial,
+            messages_max,
+            peers: RwLock::default(),
+            refused: Notify::new(),
+        })
     }
 
     /// The handshake that this node sends to a peer.
@@ -144,7 +157,8 @@ impl Peers {
         let mut peers = self.peers.write();
         peers.entry(node).or_insert_with(|| {
             let address = ArcSwap::from_pointee(address.to_owned());
-            let place = Arc::new(Place { node_id: node, address });
+            let refuses = AtomicBool::new(false);
+            let place = Arc::new(Place { node_id: node, address, refuses });
             let stream =
                 |class| LinkStream::start(self.clone(), place.clone(), class, self.messages_max);
             Arc::new(Peer {
@@ -159,6 +173,30 @@ impl Peers {
 
     pub(crate) fn get(&self, node: NodeId) -> Option<Arc<Peer>> {
         self.peers.read().get(&node).cloned()
+    }
+
+    /// Notes how an attempt to connect to a peer went.
+    fn note_refusal(&self, place: &Place, refuses: bool) {
+        if !place.refuses.swap(refuses, Ordering::AcqRel) && refuses {
+            self.refused.notify_one();
+        }
+    }
+
+    /// Whether a peer refuses connections.
+    pub(crate) fn refuses(&self, node: NodeId) -> bool {
+        self.get(node).is_some_and(|peer| peer.place.refuses.load(Ordering::Acquire))
+    }
+
+    /// All peers that refuse connections.
+    pub(crate) fn refusing(&self) -> Vec<NodeId> {
+        let peers = self.peers.read();
+        let refusing = peers.iter().filter(|(_, peer)| peer.place.refuses.load(Ordering::Acquire));
+        refusing.map(|(node, _)| *node).collect()
+    }
+
+    /// Waits until another peer refuses connections.
+    pub(crate) async fn refused(&self) {
+        self.refused.notified().await;
     }
 
     /// All known peers and their addresses.
@@ -209,16 +247,19 @@ pub(crate) enum CallKind {
     Catalog,
     /// How the node is.
     Vitals,
+    /// Whether another node refuses its connections.
+    Refused,
 }
 
 impl CallKind {
-    const ALL: [Self; 3] = [Self::Server, Self::Catalog, Self::Vitals];
+    const ALL: [Self; 4] = [Self::Server, Self::Catalog, Self::Vitals, Self::Refused];
 
     pub(crate) fn number(self) -> u32 {
         match self {
             Self::Server => 1,
             Self::Catalog => 2,
             Self::Vitals => 3,
+            Self::Refused => 4,
         }
     }
 

@@ -1,6 +1,9 @@
 //! One replica: its Raft instance, its way into the log, and the views that reads are served from.
 
+mod leading;
 mod reading;
+
+pub(crate) use self::leading::Led;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,12 +23,12 @@ use anchorhold_storage::{GroupId, StateError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::StreamExt;
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
+use self::leading::LEADS_CHECK;
 use crate::error::ProposeError;
 use crate::fence::{self, Fence};
 use crate::fitness::Fitness;
@@ -38,7 +41,7 @@ use crate::machine::{
     Applied, Header, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
 };
 use crate::network::Network;
-use crate::proposer::{Proposer, hint, propose_error};
+use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};
 use crate::snapshot::{self, SnapshotContent};
 use crate::stamp::Stamper;
@@ -95,6 +98,8 @@ pub struct ReplicaStatus {
     pub matched: Vec<(ReplicaId, Option<u64>)>,
     /// What the replica is kept from, and why.
     pub fence: Option<Fence>,
+    /// Whether it will never take part again: only another replica in its place helps.
+    pub is_lost: bool,
 }
 
 /// Called with each row of a scan; says whether to go on.
@@ -116,10 +121,13 @@ pub struct Replica {
     /// Which writes it takes as leader: an [`Admission`].
     admission: AtomicU8,
     takes_entries: AtomicBool,
+    campaigns: AtomicBool,
     /// Why the replica no longer serves; empty while it does.
     stopped: ArcSwap<String>,
     /// Whether the log had lost something of it when it was opened and has not got it back yet.
     fenced: AtomicBool,
+    /// A leader that no quorum has acknowledged for so long leads nobody any more.
+    leader_lease: Duration,
 }
 
 /// What all replicas of a node share.
@@ -218,6 +226,9 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
         enable_pre_vote: Some(true),
         // A leader that comes back proves itself anew: what it remembers may be long over.
         enable_leader_restore: Some(false),
+        // A leader that hears no quorum falls silent, so that the others elect another one, and
+        // speaks again now and then, in case they cannot.
+        quorum_loss_probe_interval: Some(2 * config.election_timeout_ms_max),
         // A follower whose disk lost entries gets them again; `fence` keeps it from doing harm.
         allow_log_reversion: Some(true),
         ..openraft::Config::default()
@@ -288,8 +299,10 @@ impl Replica {
             stamper: parts.stamper.clone(),
             admission: AtomicU8::default(),
             takes_entries: AtomicBool::new(true),
+            campaigns: AtomicBool::new(true),
             stopped: ArcSwap::default(),
             fenced: AtomicBool::new(fence.is_some()),
+            leader_lease: Duration::from_millis(parts.config.election_timeout_ms_max),
         });
         if shard_id != ShardId::CATALOG {
             parts.listener.opened(&replica);
@@ -372,39 +385,18 @@ impl Replica {
         self.shared.shard.load_full()
     }
 
-    /// Who leads, as far as known here.
-    pub fn leader(&self) -> Option<LeaderHint> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let leader = metrics.current_leader?;
-        let node = metrics.membership_config.membership().get_node(&leader).copied();
-        hint(Some(leader), node)
-    }
-
-    /// Whether this replica leads, as far as it knows.
-    pub fn is_leader(&self) -> bool {
-        self.raft.is_leader()
-    }
-
     /// What operators see.
     pub fn status(&self) -> ReplicaStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let role = match metrics.state {
-            ServerState::Leader => Role::Leader,
-            ServerState::Follower => Role::Follower,
-            ServerState::Candidate => Role::Candidate,
-            ServerState::Learner => Role::Learner,
-            ServerState::Shutdown => Role::Stopped,
-        };
-        let node_of = |id: u64| metrics.membership_config.membership().get_node(&id).copied();
         let matched = metrics.replication.iter().flatten();
+        let fence = self.fence();
         ReplicaStatus {
             shard_id: self.shard_id(),
             replica_id: self.replica_id,
-            role,
+            role: Self::role_of(&metrics),
             term: metrics.current_term,
-            leader: metrics.current_leader.and_then(|id| hint(Some(id), node_of(id))),
+            leader: self.leader_of(&metrics),
             voters: metrics.membership_config.membership().voter_ids().count(),
             last_index: metrics.last_log_index,
             applied_index: self.applied.borrow().end.checked_sub(1),
@@ -412,7 +404,8 @@ impl Replica {
             matched: matched
                 .map(|(id, matched)| (ReplicaId(*id), matched.as_ref().map(|id| id.index)))
                 .collect(),
-            fence: self.fence(),
+            is_lost: fence == Some(Fence::Closed),
+            fence,
         }
     }
 
@@ -433,7 +426,15 @@ impl Replica {
     pub(crate) fn set_conduct(&self, conduct: &Conduct) {
         self.admission.store(conduct.admission.number(), Ordering::Relaxed);
         self.takes_entries.store(conduct.takes_entries, Ordering::Relaxed);
-        self.raft.runtime_config().elect(conduct.campaigns);
+        self.campaigns.store(conduct.campaigns, Ordering::Relaxed);
+        // However fit the node is: what the log has lost might be what was committed.
+        let is_whole = !self.fenced.load(Ordering::Acquire);
+        self.raft.runtime_config().elect(conduct.campaigns && is_whole);
+    }
+
+    /// Whether it may try to lead.
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.campaigns.load(Ordering::Relaxed) && self.fence().is_none()
     }
 
     /// Whether entries from the leader may be stored here.
@@ -480,13 +481,22 @@ impl Replica {
             return Err(ProposeError::StaleEpoch { shard, descriptor });
         }
         self.admit(&commands)?;
-        let receiver = self.proposer.submit(commands)?;
-        match tokio::time::timeout(timeout, receiver).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => {
-                Err(ProposeError::Stopped { shard, reason: "the round was dropped".into() })
+        let mut receiver = self.proposer.submit(commands)?;
+        let mut left = timeout;
+        loop {
+            let wait = left.min(LEADS_CHECK);
+            match tokio::time::timeout(wait, &mut receiver).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => {
+                    let reason = "the round was dropped".into();
+                    return Err(ProposeError::Stopped { shard, reason });
+                }
+                Err(_) => left = left.saturating_sub(wait),
             }
-            Err(_) => Err(ProposeError::OutcomeUnknown { shard }),
+            // Whoever leads now can say what became of it; an answer from here may never come.
+            if left.is_zero() || !self.is_leader() {
+                return Err(ProposeError::OutcomeUnknown { shard });
+            }
         }
     }
 

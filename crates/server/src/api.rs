@@ -23,7 +23,7 @@ use metrics::{counter, gauge, histogram};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use crate::authorize::{Audience, Caller};
+use crate::authorize::{self, Audience, Caller};
 use crate::clock::Deadline;
 use crate::core::Core;
 use crate::request::{Level, Read, ShardError};
@@ -102,15 +102,30 @@ impl Door {
         Work: Future<Output = Result<Answer, Failure>>,
     {
         let core = &self.core;
-        let caller = {
-            let catalog = core.catalog();
-            core.access.authorize(&catalog, request.metadata(), audience)?
-        };
         let _slot = Slot::take(&self.open, core.limits.requests_max)?;
         let budget = budget(request.metadata(), &core.limits);
         let deadline = core.deadline(budget);
+        let caller = self.identify(audience, request.metadata(), &deadline).await?;
         let call = Call { core: Arc::clone(core), caller, deadline };
         work(call, request.into_inner()).await
+    }
+
+    /// Who calls. A caller whom the catalog here does not know may be in a newer one: nobody is
+    /// turned away by an old view.
+    async fn identify(
+        &self,
+        audience: Audience,
+        metadata: &MetadataMap,
+        deadline: &Deadline,
+    ) -> Result<Caller, Failure> {
+        let core = &self.core;
+        match core.access.authorize(&core.catalog(), metadata, audience) {
+            Err(failure) if authorize::is_matter_of_catalog(&failure, metadata, audience) => {
+                core.catch_up_with_catalog(deadline).await?;
+                core.access.authorize(&core.catalog(), metadata, audience)
+            }
+            decided => decided,
+        }
     }
 }
 

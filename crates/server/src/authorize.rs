@@ -115,6 +115,15 @@ impl Access {
     }
 }
 
+/// Whether a newer catalog could decide otherwise than the one that led to this refusal.
+pub fn is_matter_of_catalog(failure: &Failure, metadata: &MetadataMap, audience: Audience) -> bool {
+    let is_account_key =
+        matches!(Credential::of_metadata(metadata), Ok(Credential::Account { .. }));
+    is_account_key
+        && audience != Audience::Operators
+        && matches!(failure.reason, Reason::CredentialInvalid | Reason::PermissionDenied)
+}
+
 impl Caller {
     /// The account that the call acts on.
     ///

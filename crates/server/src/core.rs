@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 
 use crate::authorize::Access;
+use crate::catalog_view::CatalogView;
 use crate::clock::Deadline;
 use crate::config::Limits;
 use crate::disk::Disk;
@@ -50,6 +51,7 @@ pub struct Core {
     pub disk: Arc<Disk>,
     /// What the last round of scrubbing found damaged, for people.
     pub damage: Mutex<Vec<String>>,
+    pub(crate) catalog_view: CatalogView,
     catalog: watch::Receiver<Arc<CatalogState>>,
     random: Mutex<StdRng>,
 }
@@ -109,6 +111,7 @@ impl Core {
             place: parts.place,
             disk: parts.disk,
             damage: Mutex::default(),
+            catalog_view: CatalogView::default(),
             random: Mutex::new(parts.random),
         };
         let catalog = core.catalog();

@@ -53,6 +53,9 @@ impl Core {
         if self.catalog().cluster.is_none() {
             return Some("the catalog has not reached this node".to_owned());
         }
+        if !self.is_catalog_confirmed() {
+            return Some("the catalog here may be behind".to_owned());
+        }
         let replicas = self.host.replicas();
         let leaderless = replicas.iter().filter(|replica| replica.leader().is_none()).count();
         if 0 < leaderless {

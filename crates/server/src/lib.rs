@@ -13,6 +13,7 @@
 
 pub mod api;
 pub mod authorize;
+pub mod catalog_view;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "chaos")]

@@ -344,6 +344,7 @@ fn start_upkeep(
     vec![
         tokio::spawn(ports::serve_peers(Arc::clone(core), peer)),
         tokio::spawn(Arc::clone(core).follow_catalog()),
+        tokio::spawn(Arc::clone(core).confirm_catalog_first()),
         tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
         tokio::spawn(Arc::clone(core).sweep_forever()),
         tokio::spawn(scrub.run()),

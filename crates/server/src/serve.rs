@@ -13,7 +13,7 @@ pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 
 use std::sync::Arc;
 
-use anchorhold_consensus::{Fence, ProposeError, ReadError, Replica, Role};
+use anchorhold_consensus::{ProposeError, ReadError, Replica, Role};
 use anchorhold_model::{
     Command, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId, ShardState,
     Timestamp, Write,
@@ -157,7 +157,7 @@ fn report_replica(replica: &Replica) -> ReplicaReport {
         replica: status.replica_id,
         leads: status.role == Role::Leader,
         votes: matches!(status.role, Role::Leader | Role::Follower | Role::Candidate),
-        stopped: status.role == Role::Stopped || status.fence == Some(Fence::Closed),
+        stopped: status.role == Role::Stopped || status.is_lost,
         problem: status.fence.map(|fence| fence.to_string()),
         leader: status.leader.map(|leader| leader.node_id),
         term: status.term,

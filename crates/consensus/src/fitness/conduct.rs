@@ -19,6 +19,8 @@ pub(crate) struct GroupView {
     /// Whether this replica is a voter.
     pub(crate) votes: bool,
     pub(crate) leads: bool,
+    /// Whether it leads and hears no quorum: what it says may still reach the others.
+    pub(crate) has_lost_quorum: bool,
     /// Whether nobody has led for longer than an election should take.
     pub(crate) is_orphaned: bool,
     /// The other voters: what was heard of them lately, and the index that they match if this
@@ -89,7 +91,9 @@ pub(crate) fn conduct(group: &GroupView) -> Conduct {
         // What reaches a full node while the others have no room either can only be deletes.
         takes_entries: group.own.disk != DiskState::Full || (group.votes && roomy < quorum),
         campaigns: group.own.is_fit || !has_heir || group.is_orphaned,
-        hand_over_to: heir.filter(|_| group.leads && !group.own.is_fit).map(|(node, _, _)| *node),
+        hand_over_to: heir
+            .filter(|_| group.leads && (!group.own.is_fit || group.has_lost_quorum))
+            .map(|(node, _, _)| *node),
     }
 }
 
@@ -106,8 +110,17 @@ mod tests {
     fn leader(own: NodeFitness, others: &[Option<NodeFitness>]) -> Conduct {
         let others = others.iter().zip(2..).map(|(one, id)| (NodeId(id), *one, Some(id + 5)));
         let others = others.collect();
-        conduct(&GroupView { own, votes: true, leads: true, is_orphaned: false, others })
+        conduct(&GroupView { own, leads: true, others, ..QUIET })
     }
+
+    const QUIET: GroupView = GroupView {
+        own: NORMAL,
+        votes: true,
+        leads: false,
+        has_lost_quorum: false,
+        is_orphaned: false,
+        others: Vec::new(),
+    };
 
     fn admission(own: NodeFitness, others: &[Option<NodeFitness>]) -> Admission {
         leader(own, others).admission
@@ -136,6 +149,20 @@ mod tests {
         assert_eq!(to(UNFIT, &[None, Some(NORMAL)]), Some(NodeId(3)));
         assert_eq!(to(SHORT, &[Some(SHORT), None]), None);
         assert_eq!(to(NORMAL, &[Some(NORMAL), Some(NORMAL)]), None);
+    }
+
+    #[test]
+    fn a_leader_that_hears_no_quorum_hands_over_while_it_may_still_be_heard() {
+        let to = |others: Vec<_>| {
+            let view = GroupView { leads: true, has_lost_quorum: true, others, ..QUIET };
+            conduct(&view).hand_over_to
+        };
+        let (two, three) = (NodeId(2), NodeId(3));
+        let both = vec![(two, Some(NORMAL), Some(7)), (three, Some(NORMAL), Some(9))];
+        assert_eq!(to(both), Some(three));
+        // Nobody was heard of lately: the heartbeats stop, and that must do.
+        assert_eq!(to(vec![(two, None, Some(7)), (three, None, Some(9))]), None);
+        assert_eq!(to(vec![(two, Some(NORMAL), Some(7)), (three, None, Some(9))]), Some(two));
     }
 
     #[test]
@@ -168,7 +195,7 @@ mod tests {
         let campaigns = |own, others: Vec<Option<NodeFitness>>, is_orphaned| {
             let others = others.into_iter().zip(2..).map(|(one, id)| (NodeId(id), one, None));
             let others = others.collect();
-            conduct(&GroupView { own, votes: true, leads: false, is_orphaned, others }).campaigns
+            conduct(&GroupView { own, is_orphaned, others, ..QUIET }).campaigns
         };
         assert!(!campaigns(UNFIT, vec![Some(NORMAL), Some(UNFIT)], false));
         assert!(campaigns(UNFIT, vec![Some(UNFIT), Some(UNFIT)], false));

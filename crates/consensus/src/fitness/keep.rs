@@ -7,6 +7,7 @@ use std::time::Duration;
 use anchorhold_model::{NodeId, ReplicaId};
 use bytes::Bytes;
 use futures::future::join_all;
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::conduct::{GroupView, NodeFitness, conduct};
@@ -22,7 +23,9 @@ const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long an answer may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often this node looks at itself.
-const ACT_INTERVAL: Duration = Duration::from_millis(200);
+const ACT_INTERVAL: Duration = Duration::from_millis(50);
+/// Every so many looks it looks at all its replicas, else only at those that may be in trouble.
+const LOOKS_PER_ROUND: u32 = 4;
 /// A leadership that was offered in vain is not offered again before.
 const OFFER_PAUSE: Duration = Duration::from_secs(3);
 /// Without a leader for as long, a group is led by whoever can.
@@ -56,23 +59,28 @@ struct Memory {
     offered: BTreeMap<ReplicaKey, Duration>,
 }
 
-type ReplicaKey = (u64, ReplicaId);
+pub(super) type ReplicaKey = (u64, ReplicaId);
 
 /// Lets the replicas act as this node's fitness demands, for ever.
 pub(crate) async fn act(host: Host) {
     let mut memory = Memory::default();
+    let mut look = 0_u32;
     loop {
         tokio::time::sleep(ACT_INTERVAL).await;
         let report = host.fitness().report();
+        let mut is_round = look.is_multiple_of(LOOKS_PER_ROUND);
+        look = look.wrapping_add(1);
         if report.troubles != memory.troubles {
             say(&memory.troubles, &report.troubles);
             memory.troubles.clone_from(&report.troubles);
+            is_round = true;
         }
         let own = NodeFitness { disk: report.disk, is_fit: report.troubles.is_empty() };
         let mut replicas = host.replicas();
         replicas.push(host.catalog_replica());
         memory.forget_all_but(&replicas);
-        let offers = replicas.iter().filter_map(|replica| {
+        let urgent = |replica: &&Arc<Replica>| is_round || replica.has_lost_quorum();
+        let offers = replicas.iter().filter(urgent).filter_map(|replica| {
             let heir = memory.look(&host, replica, own)?;
             Some(hand_over_to(replica, heir))
         });
@@ -120,7 +128,8 @@ impl Memory {
         let group = GroupView {
             own,
             votes: voters.contains(&own_id.0),
-            leads: replica.is_leader(),
+            leads: metrics.state == ServerState::Leader,
+            has_lost_quorum: replica.has_lost_quorum(),
             is_orphaned,
             others: nodes
                 .iter()
@@ -139,6 +148,6 @@ impl Memory {
     }
 }
 
-fn key(replica: &Replica) -> ReplicaKey {
+pub(super) fn key(replica: &Replica) -> ReplicaKey {
     (replica.shard_id().0, replica.replica_id())
 }

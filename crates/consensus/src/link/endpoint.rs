@@ -303,6 +303,11 @@ impl PeerService for PeerEndpoint {
             Some(CallKind::Server) => self.host.answer_call(from, call.content).await,
             Some(CallKind::Catalog) => self.host.answer_catalog_call(&call.content).await,
             Some(CallKind::Vitals) => wire::encode(&self.host.fitness().vitals()),
+            Some(CallKind::Refused) => {
+                let node = wire::decode("a node's id", &call.content)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                wire::encode(&self.host.peers().refuses(node))
+            }
             None => return Err(Status::unimplemented("unknown kind of call")),
         };
         Ok(Response::new(CallReply { content }))

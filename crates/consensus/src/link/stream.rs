@@ -1,6 +1,7 @@
 //! One outgoing stream of a link: questions out, answers back.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -143,14 +144,20 @@ async fn run(
         match connected {
             Ok((frames, answers)) => {
                 backoff = BACKOFF.0;
+                if class == StreamClass::Control {
+                    peers.note_refusal(&place, false);
+                }
                 let closed = exchange(&mut queue, frames, answers, &pending).await;
                 pending.lock().clear();
                 if closed {
                     return;
                 }
             }
-            Err(reason) => {
+            Err(Down { reason, is_refused }) => {
                 tracing::debug!(?class, reason, "a link is down");
+                if class == StreamClass::Control {
+                    peers.note_refusal(&place, is_refused);
+                }
                 // Nobody waits for what cannot be sent: openraft tries again by itself.
                 while queue.try_recv().is_ok() {}
                 pending.lock().clear();
@@ -164,7 +171,7 @@ async fn run(
 async fn connect(
     peers: &Arc<Peers>,
     place: &Place,
-) -> Result<(mpsc::Sender<LinkFrame>, tonic::Streaming<LinkFrame>), String> {
+) -> Result<(mpsc::Sender<LinkFrame>, tonic::Streaming<LinkFrame>), Down> {
     let channel = place.dial(peers.dialer())?;
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -177,20 +184,48 @@ async fn connect(
         kind: MessageKind::Hello.number(),
         content: peers.hello(place.node_id).encode_to_vec().into(),
     };
-    frames.try_send(LinkFrame { messages: vec![hello] }).map_err(|error| error.to_string())?;
+    frames
+        .try_send(LinkFrame { messages: vec![hello] })
+        .map_err(|error| Down::from(error.to_string()))?;
     let open = async {
         let mut answers = client
             .link(ReceiverStream::new(stream))
             .await
-            .map_err(|status| status.message().to_owned())?
+            .map_err(|status| Down::of_status(&status))?
             .into_inner();
-        let first = answers.next().await.ok_or("the peer closed the link")?;
+        let first = answers.next().await.ok_or_else(|| "the peer closed the link".to_owned())?;
         check_answer(peers, &first.map_err(|status| status.message().to_owned())?)?;
         Ok((frames, answers))
     };
     tokio::time::timeout(HANDSHAKE_TIMEOUT, open)
         .await
-        .unwrap_or_else(|_| Err("no handshake in time".into()))
+        .unwrap_or_else(|_| Err("no handshake in time".to_owned().into()))
+}
+
+/// Why there is no link.
+struct Down {
+    reason: String,
+    /// Whether the peer's host says that nobody listens there.
+    is_refused: bool,
+}
+
+impl From<String> for Down {
+    fn from(reason: String) -> Self {
+        Self { reason, is_refused: false }
+    }
+}
+
+impl Down {
+    fn of_status(status: &tonic::Status) -> Self {
+        let mut source = std::error::Error::source(status);
+        let mut is_refused = false;
+        while let Some(error) = source {
+            let io = error.downcast_ref::<std::io::Error>();
+            is_refused |= io.is_some_and(|io| io.kind() == ErrorKind::ConnectionRefused);
+            source = error.source();
+        }
+        Self { reason: status.message().to_owned(), is_refused }
+    }
 }
 
 fn check_answer(peers: &Arc<Peers>, frame: &LinkFrame) -> Result<(), String> {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::Replica;
+use super::leading::LEADS_CHECK;
+use super::{LeaderHint, Replica};
 use crate::error::ReadError;
 use crate::link::Question;
 use crate::read::{ReadLevel, ReadView};
@@ -30,11 +31,25 @@ impl Replica {
             may_wait: false,
         };
         let answer = peer.control.ask(question).map_err(|_| RoundFailure::NoQuorum)?;
-        match answer.receive(timeout).await {
+        let answer = tokio::select! {
+            answer = answer.receive(timeout) => answer,
+            () = self.led_by_another_than(leader) => return Err(RoundFailure::NotLeader),
+        };
+        match answer {
             Ok((MessageKind::Answer, content)) => {
                 wire::decode("a read index", &content).map_err(|_| RoundFailure::NoQuorum)
             }
             Ok(_) | Err(_) => Err(RoundFailure::NotLeader),
+        }
+    }
+
+    /// Ends when another leader is known here than this one, from whom no answer will come then.
+    async fn led_by_another_than(&self, asked: LeaderHint) {
+        loop {
+            tokio::time::sleep(LEADS_CHECK).await;
+            if self.leader().is_some_and(|leader| leader != asked) {
+                return;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anchorhold_consensus::{ConsensusConfig, Fence, ReadLevel};
 use anchorhold_model::{AnchorId, Key, ShardId};
@@ -141,6 +142,34 @@ async fn a_replica_that_lost_entries_has_no_vote_until_its_peers_have_sent_them(
     let leader = setup.cluster.leader_of(hit).await;
     let dead = if leader == node { others[0] } else { leader };
     crash(&mut setup.cluster, dead).await;
+    setup.write(10).await;
+    setup.check_everywhere().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lost_entries_does_not_lead_one_that_never_had_them() {
+    let mut setup = Setup::start().await;
+    let hit = setup.hit;
+    let holder = setup.cluster.leader_of(hit).await;
+    let (node, behind) = ((holder + 1) % 3, (holder + 2) % 3);
+    crash(&mut setup.cluster, behind).await;
+    // Acknowledged by the leader and by the node that is about to lose them.
+    setup.write(300).await;
+    let cluster = &mut setup.cluster;
+    crash(cluster, node).await;
+    damage(&disk(cluster, node).fs, hit);
+    disk(cluster, node).state = tempfile::tempdir().unwrap();
+    crash(cluster, holder).await;
+    cluster.restart(node).await;
+    cluster.restart(behind).await;
+    let found = eventually("the replica is open", || cluster.nodes[node].host().replica(hit)).await;
+    assert!(matches!(found.fence(), Some(Fence::CatchingUp { .. })), "{:?}", found.fence());
+    // Many times as long as an election takes.
+    for _ in 0..400 {
+        assert!(!found.is_leader(), "it leads without what it has lost");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cluster.restart(holder).await;
     setup.write(10).await;
     setup.check_everywhere().await;
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::{ConsensusConfig, ReadLevel};
 
-use crate::support::{PATIENCE, TestCluster, eventually};
+use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
 fn small_snapshots() -> ConsensusConfig {
     ConsensusConfig {
@@ -44,6 +44,25 @@ async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
         cluster.restart(leader).await;
         check_all(&cluster, shard, &ids).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_process_has_ended_is_replaced_without_an_election_timeout() {
+    // Longer than any test waits.
+    let config = ConsensusConfig {
+        election_timeout_ms_min: 600_000,
+        election_timeout_ms_max: 900_000,
+        ..ConsensusConfig::default()
+    };
+    let mut cluster = TestCluster::start_with(3, config).await;
+    let shard = cluster.create_account("a", Vec::new()).await[0];
+    cluster.write(shard, 1).await;
+    let leader = cluster.leader_of(shard).await;
+    cluster.nodes[leader].crash(false).await;
+    cluster.led_by_another(shard, leader).await;
+    cluster.write(shard, 2).await;
+    cluster.restart(leader).await;
+    check_all(&cluster, shard, &[anchor(1).id, anchor(2).id]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

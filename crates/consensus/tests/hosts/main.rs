@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
+mod wires;
 
 mod catalog;
+mod cuts;
 mod damage;
 mod faults;
 mod fitness;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::seams::BoxFuture;
 use anchorhold_consensus::{
-    CallHandler, Clock, ConsensusConfig, Dial, Exit, Host, HostStart, Identity, Listener,
+    CallHandler, Clock, ConsensusConfig, Exit, Host, HostStart, Identity, Listener,
     NodeRegistration, Offload, ProposeError, Replica, Seams, founder, join,
 };
 use anchorhold_geometry::{GeoPoint, Orientation};
@@ -25,20 +25,12 @@ use anchorhold_storage::{
 };
 use bytes::Bytes;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::Server;
+
+use crate::wires::{WireDial, Wires};
 
 /// Longest wait for anything in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-struct LoopbackDial;
-
-impl Dial for LoopbackDial {
-    fn channel(&self, _peer: NodeId, announced: &str) -> Result<Channel, String> {
-        let endpoint =
-            Endpoint::from_shared(format!("http://{announced}")).map_err(|e| e.to_string())?;
-        Ok(endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy())
-    }
-}
 
 #[expect(clippy::disallowed_methods, reason = "the clock that these tests pass in")]
 fn monotonic_now() -> std::time::Instant {
@@ -205,6 +197,9 @@ pub(crate) struct Disk {
     pub(crate) dir: tempfile::TempDir,
     /// Stands in for `log` and `state` if it is there.
     pub(crate) durable: Option<DurableDisk>,
+    /// Where its node is reached, and the wires between all nodes.
+    address: String,
+    wires: Wires,
 }
 
 /// The stores of a real node: the log on a file system that loses power, the state in sled.
@@ -289,6 +284,8 @@ impl Disk {
             wall_ahead_ms: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
             durable: None,
+            address: String::new(),
+            wires: Wires::default(),
         }
     }
 }
@@ -322,6 +319,7 @@ impl Drop for Running {
 pub(crate) struct TestCluster {
     pub(crate) nodes: Vec<TestNode>,
     config: ConsensusConfig,
+    pub(crate) wires: Wires,
 }
 
 fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
@@ -330,7 +328,7 @@ fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
         None => (disk.log.clone(), disk.state.clone()),
     };
     Seams {
-        dial: Arc::new(LoopbackDial),
+        dial: Arc::new(WireDial { own: disk.address.clone(), wires: disk.wires.clone() }),
         clock: Arc::new(TestClock {
             start: monotonic_now(),
             wall_ahead_ms: disk.wall_ahead_ms.clone(),
@@ -362,10 +360,12 @@ impl TestNode {
         config: &ConsensusConfig,
         instance: u128,
         durable: Option<DurableDisk>,
+        wires: &Wires,
     ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let disk = Disk { durable, ..Disk::new() };
+        let wires = wires.clone();
+        let disk = Disk { durable, address: address.clone(), wires, ..Disk::new() };
         let ended = Arc::new(Ended::default());
         let node = registration(zone, &address);
         let (identity, peers, found) = match join_at {
@@ -459,15 +459,17 @@ impl TestCluster {
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
         drop(log.try_init());
         let mut nodes: Vec<TestNode> = Vec::new();
+        let wires = Wires::default();
         for number in 0..count {
             let zone = format!("zone-{number}");
             let join_at = nodes.first().map(|first| first.address.clone());
             let instance = 1 + number as u128;
             let (join_at, disk) = (join_at.as_deref(), durable());
-            let node = TestNode::first_start(&zone, join_at, &config, instance, disk).await;
+            let node = TestNode::first_start(&zone, join_at, &config, instance, disk, &wires);
+            let node = node.await;
             nodes.push(node);
         }
-        let cluster = Self { nodes, config };
+        let cluster = Self { nodes, config, wires };
         // Two voters survive no more than one does, so a second node only follows.
         cluster.wait_for_voters(if count < 3 { 1 } else { 3 }).await;
         cluster

@@ -81,23 +81,28 @@ impl Cluster {
     /// A cluster of nodes with other settings, healthy.
     pub(crate) async fn start_with(nodes: usize, change: impl Fn(&mut NodeConfig)) -> Self {
         let mut cluster = Self { nodes: Vec::new(), dirs: Vec::new() };
-        for zone in 0..nodes {
-            let dir = tempfile::tempdir().unwrap();
-            let mut config = config(&dir, zone);
-            change(&mut config);
-            match cluster.nodes.first() {
-                None => config.bootstrap = Some("test".to_owned()),
-                Some(first) => {
-                    let first = first.as_ref().unwrap();
-                    config.join = vec![first.addresses().peer.to_string()];
-                }
-            }
-            let node = Node::build(config, NodeSeams::real()).await.unwrap();
-            cluster.nodes.push(Some(node));
-            cluster.dirs.push(dir);
+        for _ in 0..nodes {
+            cluster.add_node(&change).await;
         }
         cluster.wait_healthy().await;
         cluster
+    }
+
+    /// Starts one more node in a zone of its own; returns before it has caught up.
+    pub(crate) async fn add_node(&mut self, change: impl Fn(&mut NodeConfig)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir, self.nodes.len());
+        change(&mut config);
+        match self.nodes.first() {
+            None => config.bootstrap = Some("test".to_owned()),
+            Some(first) => {
+                let first = first.as_ref().unwrap();
+                config.join = vec![first.addresses().peer.to_string()];
+            }
+        }
+        let node = Node::build(config, NodeSeams::real()).await.unwrap();
+        self.nodes.push(Some(node));
+        self.dirs.push(dir);
     }
 
     /// Where a node keeps everything.

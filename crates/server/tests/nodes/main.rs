@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic, helpers included")]
 
 mod cluster;
+mod access;
 mod anchors;
 mod locate;
 mod scrub;

@@ -1,0 +1,109 @@
+//! Who leads, and whether this replica still may say that it does.
+//!
+//! A leader that no quorum has acknowledged for as long as its lease leads nobody any more: it can
+//! commit nothing, and others may have elected another leader that it has not heard of. openraft
+//! refuses its proposals and stops its heartbeats then, but lets what was proposed before wait, and
+//! still calls it the leader. Here it counts as no leader from that moment on, so that writes and
+//! reads that wait for it end, and are sent to the others.
+//!
+//! Not here: giving such a leadership away (`fitness::conduct`). No safety depends on any of this.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anchorhold_model::NodeId;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::TransferLeaderRequest;
+use openraft::rt::Instant;
+
+use super::{LeaderHint, Replica, Role};
+use crate::proposer::hint;
+use crate::types::{TypeConfig, Vote};
+
+/// How often somebody who waits for this leader looks whether it still leads.
+pub(super) const LEADS_CHECK: Duration = Duration::from_millis(50);
+
+/// How a replica is led, by what it has heard.
+pub(crate) struct Led {
+    /// The leader.
+    pub(crate) leader: LeaderHint,
+    /// The leader's term.
+    pub(crate) term: u64,
+    /// The nodes of the group's voters.
+    pub(crate) voters: BTreeSet<NodeId>,
+    vote: Vote,
+}
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+impl Replica {
+    /// Who leads, as far as known here; never this replica once it has lost its quorum.
+    pub fn leader(&self) -> Option<LeaderHint> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        self.leader_of(&metrics)
+    }
+
+    pub(super) fn leader_of(&self, metrics: &Metrics) -> Option<LeaderHint> {
+        let leader = metrics.current_leader?;
+        if leader == self.replica_id.0 && self.has_lost_quorum_by(metrics) {
+            return None;
+        }
+        let node = metrics.membership_config.membership().get_node(&leader).copied();
+        hint(Some(leader), node)
+    }
+
+    /// Whether this replica leads, as far as it knows, and a quorum has acknowledged that lately.
+    pub fn is_leader(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state == ServerState::Leader && !self.has_lost_quorum_by(&metrics)
+    }
+
+    /// Whether this replica was elected and has lost its quorum since.
+    pub(crate) fn has_lost_quorum(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state == ServerState::Leader && self.has_lost_quorum_by(&metrics)
+    }
+
+    fn has_lost_quorum_by(&self, metrics: &Metrics) -> bool {
+        // `None`: elected just now, or the only voter.
+        metrics
+            .last_quorum_acked
+            .is_some_and(|acked| self.leader_lease <= acked.into_inner().elapsed())
+    }
+
+    /// How this replica is led; `None` if it leads, or knows no leader.
+    pub(crate) fn led(&self) -> Option<Led> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = self.leader_of(&metrics)?;
+        let membership = metrics.membership_config.membership();
+        let voters = membership.voter_ids().filter_map(|id| membership.get_node(&id));
+        let voters = voters.map(|node| NodeId(node.node_id)).collect();
+        let is_led = leader.replica_id != self.replica_id;
+        let led = Led { leader, term: metrics.current_term, voters, vote: metrics.vote };
+        is_led.then_some(led)
+    }
+
+    /// Campaigns in the place of a leader that is gone for certain: the other voters do not wait
+    /// for its lease either. Nothing happens if another leader is known by now.
+    pub(crate) async fn replace_leader(&self, led: &Led) {
+        let request = TransferLeaderRequest::<TypeConfig>::new(led.vote, self.replica_id.0, None);
+        if let Err(error) = self.raft.handle_transfer_leader(request).await {
+            tracing::warn!(shard = self.group.shard, %error, "no campaign");
+        }
+    }
+
+    pub(super) fn role_of(metrics: &Metrics) -> Role {
+        match metrics.state {
+            ServerState::Leader => Role::Leader,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner => Role::Learner,
+            ServerState::Shutdown => Role::Stopped,
+        }
+    }
+}
