@@ -159,7 +159,9 @@ async fn a_node_whose_disk_does_not_answer_gives_its_leaderships_away() {
         epoch: replica.state().descriptor.epoch,
         write: Write::Create(Box::new(anchor(9))),
     };
-    drop(replica.propose(vec![command], Duration::from_millis(100)).await);
+    let waiting = replica.propose(vec![command], 100 * PATIENCE);
+    let given_back = tokio::time::timeout(PATIENCE, waiting).await.expect("it waits for the disk");
+    assert!(matches!(given_back, Err(ProposeError::OutcomeUnknown { .. })), "{given_back:?}");
     cluster.led_by_another(shard, leader).await;
     assert!(cluster.nodes[leader].host().fitness_report().troubles.contains(&Trouble::DiskStalled));
     cluster.nodes[leader].disk.stall.end();
