@@ -96,6 +96,7 @@ pub enum Wait {
 /// Scenarios that come with the harness, by name.
 const SHIPPED: &[(&str, &str)] = &[
     ("zone-loss", include_str!("../scenarios/zone-loss.toml")),
+    ("leader-loss", include_str!("../scenarios/leader-loss.toml")),
     ("node-kill-storm", include_str!("../scenarios/node-kill-storm.toml")),
     ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),
     ("one-way-partitions", include_str!("../scenarios/one-way-partitions.toml")),

@@ -69,10 +69,11 @@ impl Replica {
     }
 
     fn has_lost_quorum_by(&self, metrics: &Metrics) -> bool {
-        // `None`: elected just now, or the only voter.
-        metrics
+        // `None`: elected just now. The only voter is a quorum by itself, whoever follows it.
+        let is_late = metrics
             .last_quorum_acked
-            .is_some_and(|acked| self.leader_lease <= acked.into_inner().elapsed())
+            .is_some_and(|acked| self.leader_lease <= acked.into_inner().elapsed());
+        is_late && 1 < metrics.membership_config.membership().voter_ids().count()
     }
 
     /// How this replica is led; `None` if it leads, or knows no leader.

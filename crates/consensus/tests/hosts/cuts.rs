@@ -90,6 +90,18 @@ async fn a_write_that_waits_for_a_leader_without_a_quorum_is_given_back_long_bef
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_voter_leads_whoever_follows_it() {
+    let mut cluster = TestCluster::start(2).await;
+    cluster.nodes[1].crash(false).await;
+    let catalog = cluster.nodes[0].host().catalog_replica();
+    // Many times as long as a lease.
+    for _ in 0..100 {
+        assert!(catalog.is_leader() && catalog.leader().is_some());
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_hears_nobody_disturbs_no_leader() {
     let cluster = TestCluster::start(3).await;
     let shard = cluster.create_account("a", Vec::new()).await[0];
