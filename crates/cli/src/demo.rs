@@ -75,6 +75,15 @@ const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
 const SMALL_DISK: [&str; 3] =
     ["disk.almost_full_bytes=134217728", "disk.full_bytes=33554432", "disk.ballast_bytes=8388608"];
 
+/// Who kills a zone of a demo wants to see it heal, not to wait for minutes.
+const IMPATIENT: [&str; 5] = [
+    "placement.suspect_ms=2000",
+    "placement.down_ms=20000",
+    "placement.zone_down_ms=20000",
+    "placement.steady_ms=5000",
+    "placement.settle_ms=10000",
+];
+
 /// Runs `anchorhold demo`.
 ///
 /// # Errors
@@ -130,7 +139,13 @@ async fn start(args: &DemoArgs) -> anyhow::Result<Demo> {
     let config = LaunchConfig {
         binary: std::env::current_exe().context("cannot find this binary")?,
         data_dir,
-        node_arguments: SMALL_DISK.iter().copied().chain(settings).map(set).collect(),
+        node_arguments: SMALL_DISK
+            .iter()
+            .chain(&IMPATIENT)
+            .copied()
+            .chain(settings)
+            .map(set)
+            .collect(),
         node_environment: Vec::new(),
         ready_timeout: READY_TIMEOUT,
         is_temporary: args.data_dir.is_none(),

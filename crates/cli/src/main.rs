@@ -23,6 +23,7 @@ mod import;
 mod locate;
 mod operate;
 mod output;
+mod placing;
 mod plan;
 mod progress;
 mod query;
@@ -56,12 +57,16 @@ enum Command {
     Start(Box<start::StartArgs>),
     /// Show how the cluster is
     Cluster(operate::ClusterArgs),
-    /// List zones, and kill and start those of the demo
+    /// List and drain zones, and kill and start those of the demo
     Zone(operate::ZoneArgs),
-    /// List nodes
+    /// List nodes, let them rest or leave, ask what keeps them
     Node(operate::NodeArgs),
-    /// List shards
+    /// List shards, move their replicas and leaders
     Shard(operate::ShardArgs),
+    /// List and cancel the changes of shards that are under way
+    Operator(placing::OperatorArgs),
+    /// Say whether the cluster moves replicas and leaders by itself
+    Scheduler(placing::SchedulerArgs),
     /// Create and list accounts, make and revoke their keys
     Account(account::AccountArgs),
     /// Create, show, list and remove anchors
@@ -74,7 +79,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Measure writes, reads and searches
     Bench(bench::BenchArgs),
-    /// Try the planner on a simulated cluster
+    /// Say what the planner would do now, or try it on a simulated cluster
     Plan(plan::PlanArgs),
     /// Break a cluster on purpose, and check that nothing was lost
     Chaos(chaos::ChaosArgs),
@@ -109,13 +114,15 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Zone(args) => operate::zone(args).await,
         Command::Node(args) => operate::node(args).await,
         Command::Shard(args) => operate::shard(args).await,
+        Command::Operator(args) => placing::operator(args).await,
+        Command::Scheduler(args) => placing::scheduler(args).await,
         Command::Account(args) => account::run(args).await,
         Command::Anchor(args) => anchor::run(args).await,
         Command::Locate(args) => locate::run(args).await,
         Command::Import(args) => import::run(args).await,
         Command::Export(args) => export::run(args).await,
         Command::Bench(args) => bench::run(args).await,
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(&args).await,
         Command::Chaos(args) => chaos::run(args).await,
         Command::Debug(args) => debug::run(args),
         Command::Completions { shell } => {

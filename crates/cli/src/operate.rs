@@ -1,4 +1,5 @@
-//! `anchorhold cluster status`, `node list|release-ballast`, `shard list`, `zone list|kill|start`.
+//! `anchorhold cluster status`, `node list|release-ballast`, `shard list|show`, `zone
+//! list|kill|start`. What moves replicas and leaders: `placing`.
 
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use anchorhold_model::{NodeId, ShardId};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::context::{ClientArgs, Context};
+use crate::context::{ClientArgs, Context, seconds};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, bytes, thousands};
+use crate::placing;
 
 /// `anchorhold cluster`.
 #[derive(Args, Debug)]
@@ -29,6 +31,8 @@ enum ClusterCommand {
         #[arg(long)]
         check: bool,
     },
+    /// Show for each zone what would happen if it died now
+    Headroom,
 }
 
 /// `anchorhold node`.
@@ -46,6 +50,40 @@ enum NodeCommand {
     List,
     /// Give the space of a node's ballast back, so that deletes can be written on its full disk
     ReleaseBallast {
+        /// The node's id, as `node list` shows it
+        node: String,
+    },
+    /// Let a node give its leaderships away, so that it can be stopped for a while
+    Drain {
+        /// The node's id, as `node list` shows it
+        node: String,
+        /// Wait until it leads nothing
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a node serve again
+    Resume {
+        /// The node's id, as `node list` shows it
+        node: String,
+    },
+    /// Expect a node's silence for a while: nothing is rebuilt for it
+    Maintenance {
+        /// The node's id, as `node list` shows it
+        node: String,
+        /// For how many seconds
+        #[arg(long = "for", value_name = "SECONDS", value_parser = seconds)]
+        duration: Duration,
+    },
+    /// Let a node give its replicas away; it is removed for good when it holds none
+    Decommission {
+        /// The node's id, as `node list` shows it
+        node: String,
+        /// Wait until it holds nothing
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Say what keeps a node from leaving, or would keep it
+    WhyBlocked {
         /// The node's id, as `node list` shows it
         node: String,
     },
@@ -68,6 +106,30 @@ enum ShardCommand {
         #[arg(long, default_value_t = 0)]
         account: u32,
     },
+    /// Show one shard
+    Show {
+        /// The shard's id, as `shard list` shows it
+        shard: String,
+    },
+    /// Let another voter lead a shard
+    Transfer {
+        /// The shard's id, as `shard list` shows it
+        shard: String,
+        /// The node that is to lead it
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
+    /// Move a replica of a shard to another node
+    Move {
+        /// The shard's id, as `shard list` shows it
+        shard: String,
+        /// The node that holds it now
+        #[arg(long, value_name = "NODE")]
+        from: String,
+        /// The node that gets it
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
 }
 
 /// `anchorhold zone`.
@@ -83,6 +145,11 @@ pub(crate) struct ZoneArgs {
 enum ZoneCommand {
     /// List the zones
     List,
+    /// Let all nodes of a zone give their leaderships away
+    Drain {
+        /// The zone
+        zone: String,
+    },
     /// Kill a zone of the demo that runs here: SIGKILL to each of its nodes, as in a power cut
     Kill {
         /// The zone, such as b
@@ -177,7 +244,9 @@ const ZONE_START_TIMEOUT: Duration = Duration::from_secs(60);
 /// As the cluster says; exit code 3 with `--check` if it is not healthy.
 pub(crate) async fn cluster(args: ClusterArgs) -> anyhow::Result<()> {
     let context = Context::resolve(&args.client)?;
-    let ClusterCommand::Status { check } = args.command;
+    let ClusterCommand::Status { check } = args.command else {
+        return placing::headroom(&context).await;
+    };
     let request = admin_v1::GetClusterStatusRequest {};
     let status = context.admin()?.get_cluster_status(request).await?;
     let view = StatusView::from(status);
@@ -195,9 +264,22 @@ pub(crate) async fn cluster(args: ClusterArgs) -> anyhow::Result<()> {
 /// As the cluster says.
 pub(crate) async fn node(args: NodeArgs) -> anyhow::Result<()> {
     let context = Context::resolve(&args.client)?;
-    if let NodeCommand::ReleaseBallast { node } = args.command {
-        return release_ballast(&context, &node).await;
+    match args.command {
+        NodeCommand::List => list_nodes(&context).await,
+        NodeCommand::ReleaseBallast { node } => release_ballast(&context, &node).await,
+        NodeCommand::Drain { node, wait } => placing::drain(&context, &node, wait).await,
+        NodeCommand::Resume { node } => placing::resume(&context, &node).await,
+        NodeCommand::Maintenance { node, duration } => {
+            placing::maintain(&context, &node, duration).await
+        }
+        NodeCommand::Decommission { node, wait } => {
+            placing::decommission(&context, &node, wait).await
+        }
+        NodeCommand::WhyBlocked { node } => placing::why_blocked(&context, &node).await,
     }
+}
+
+async fn list_nodes(context: &Context) -> anyhow::Result<()> {
     let nodes = context.admin()?.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
     let views: Vec<NodeView> = nodes.into_iter().map(NodeView::from).collect();
     output::print(context.output, &views, || {
@@ -216,15 +298,7 @@ struct ReleasedView {
 }
 
 async fn release_ballast(context: &Context, node: &str) -> anyhow::Result<()> {
-    let nodes = context.admin()?.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
-    let ids = nodes.iter().map(|known| known.node_id);
-    let node_id = ids
-        .filter(|id| NodeId(*id).to_string() == node || id.to_string() == node)
-        .min()
-        .ok_or_else(|| {
-            let problem = format!("there is no node {node}");
-            Failure::new(Exit::NotFound, problem, "`anchorhold node list` shows their ids")
-        })?;
+    let node_id = placing::node_id(&context.admin()?, node).await?;
     let request = admin_v1::ReleaseBallastRequest { node_id };
     let bytes_released = context.admin()?.release_ballast(request).await?.bytes_released;
     let view = ReleasedView { node_id, bytes_released };
@@ -240,14 +314,30 @@ async fn release_ballast(context: &Context, node: &str) -> anyhow::Result<()> {
 /// As the cluster says.
 pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
     let context = Context::resolve(&args.client)?;
-    let ShardCommand::List { account } = args.command;
+    match args.command {
+        ShardCommand::List { account } => list_shards(&context, account, None).await,
+        ShardCommand::Show { shard } => {
+            let shard_id = placing::shard_id(&context.admin()?, &shard).await?;
+            list_shards(&context, 0, Some(shard_id)).await
+        }
+        ShardCommand::Transfer { shard, to } => placing::transfer(&context, &shard, &to).await,
+        ShardCommand::Move { shard, from, to } => {
+            placing::move_replica(&context, &shard, &from, &to).await
+        }
+    }
+}
+
+/// Lists the shards, or one of them.
+async fn list_shards(context: &Context, account: u32, only: Option<u64>) -> anyhow::Result<()> {
     let admin = context.admin()?;
     let mut request =
         admin_v1::ListShardsRequest { account, page_size: 1_000, ..Default::default() };
     let mut views = Vec::new();
     loop {
         let page = admin.list_shards(request.clone()).await?;
-        views.extend(page.shards.into_iter().map(ShardView::from));
+        let shards = page.shards.into_iter();
+        let meant = shards.filter(|shard| only.is_none_or(|only| shard.shard_id == only));
+        views.extend(meant.map(ShardView::from));
         if page.next_page_token.is_empty() {
             break;
         }
@@ -267,6 +357,9 @@ pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
 pub(crate) async fn zone(args: ZoneArgs) -> anyhow::Result<()> {
     match args.command {
         ZoneCommand::List => list_zones(&Context::resolve(&args.client)?).await,
+        ZoneCommand::Drain { zone } => {
+            placing::drain_zone(&Context::resolve(&args.client)?, &zone).await
+        }
         ZoneCommand::Kill { zone } => kill_zone(&args.client.find_demo()?, &zone),
         ZoneCommand::Start { zone } => start_zone(&args.client.find_demo()?, &zone).await,
     }

@@ -1,4 +1,5 @@
-//! `anchorhold plan simulate`: the planner on a cluster that exists in memory only.
+//! `anchorhold plan`: `explain` asks a running cluster, `simulate` runs the planner on one that exists
+//! in memory only.
 //!
 //! The planner, its limits and the node timers are those of a running node; copying is modelled by
 //! bandwidth. Times of the simulated cluster are virtual; only the planner's own time is measured.
@@ -10,8 +11,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::context::ClientArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, bytes, thousands};
+use crate::placing;
 
 /// `anchorhold plan`.
 #[derive(Args, Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct PlanArgs {
 
 #[derive(Subcommand, Debug)]
 enum PlanCommand {
+    /// Say what the cluster would do now by itself, and why it does not do more
+    Explain(ClientArgs),
     /// Run the planner on a simulated cluster of any size and see what it does
     ///
     /// Ends with exit code 3 if a scenario does not come to its end, or anything is moved back.
@@ -119,8 +124,11 @@ struct EventView {
 ///
 /// # Errors
 /// Exit code 3 if the planner does not come to an end, or its potential rises.
-pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
-    let PlanCommand::Simulate(args) = &args.command;
+pub(crate) async fn run(args: &PlanArgs) -> anyhow::Result<()> {
+    let args = match &args.command {
+        PlanCommand::Explain(client) => return placing::explain(client).await,
+        PlanCommand::Simulate(args) => args,
+    };
     check(args)?;
     let started = Instant::now();
     let mut simulation = build(args);

@@ -105,6 +105,36 @@ impl AdminClient {
         who_am_i(WhoAmIRequest) -> WhoAmIResponse = WHO_AM_I;
     }
 
+    // Need no request id: twice is as good as once.
+    reads! {
+        /// Lets a node give its leaderships away.
+        drain_node(DrainNodeRequest) -> DrainNodeResponse = DRAIN_NODE;
+        /// Lets a node serve again.
+        resume_node(ResumeNodeRequest) -> ResumeNodeResponse = RESUME_NODE;
+        /// Expects a node's silence for a while.
+        maintain_node(MaintainNodeRequest) -> MaintainNodeResponse = MAINTAIN_NODE;
+        /// Lets a node give its replicas away.
+        decommission_node(DecommissionNodeRequest) -> DecommissionNodeResponse = DECOMMISSION_NODE;
+        /// Says what keeps a node from leaving.
+        explain_node(ExplainNodeRequest) -> ExplainNodeResponse = EXPLAIN_NODE;
+        /// Says what would be done now, and why the rest is not.
+        explain_plan(ExplainPlanRequest) -> ExplainPlanResponse = EXPLAIN_PLAN;
+        /// Lists the changes that are under way.
+        list_operators(ListOperatorsRequest) -> ListOperatorsResponse = LIST_OPERATORS;
+        /// Gives a change up.
+        cancel_operator(CancelOperatorRequest) -> CancelOperatorResponse = CANCEL_OPERATOR;
+        /// Reads what is planned by itself.
+        get_scheduler(GetSchedulerRequest) -> GetSchedulerResponse = GET_SCHEDULER;
+        /// Changes what is planned by itself.
+        update_scheduler(UpdateSchedulerRequest) -> UpdateSchedulerResponse = UPDATE_SCHEDULER;
+        /// Says for each zone what would happen if it died now.
+        get_headroom(GetHeadroomRequest) -> GetHeadroomResponse = GET_HEADROOM;
+        /// Lets another voter lead a shard.
+        transfer_shard(TransferShardRequest) -> TransferShardResponse = TRANSFER_SHARD;
+        /// Moves a replica of a shard.
+        move_shard(MoveShardRequest) -> MoveShardResponse = MOVE_SHARD;
+    }
+
     /// Gives the space of a node's ballast back. Needs no request id: twice is as good as once.
     ///
     /// # Errors

@@ -52,6 +52,19 @@ methods! {
     GET_REPLICA_DIGEST = Read "/anchorhold.admin.v1.ClusterService/GetReplicaDigest";
     GET_SERVER_INFO = Read "/anchorhold.admin.v1.ClusterService/GetServerInfo";
     WHO_AM_I = Read "/anchorhold.admin.v1.ClusterService/WhoAmI";
+    DRAIN_NODE = Write "/anchorhold.admin.v1.PlacementService/DrainNode";
+    RESUME_NODE = Write "/anchorhold.admin.v1.PlacementService/ResumeNode";
+    MAINTAIN_NODE = Write "/anchorhold.admin.v1.PlacementService/MaintainNode";
+    DECOMMISSION_NODE = Write "/anchorhold.admin.v1.PlacementService/DecommissionNode";
+    EXPLAIN_NODE = Read "/anchorhold.admin.v1.PlacementService/ExplainNode";
+    EXPLAIN_PLAN = Read "/anchorhold.admin.v1.PlacementService/ExplainPlan";
+    LIST_OPERATORS = Read "/anchorhold.admin.v1.PlacementService/ListOperators";
+    CANCEL_OPERATOR = Write "/anchorhold.admin.v1.PlacementService/CancelOperator";
+    GET_SCHEDULER = Read "/anchorhold.admin.v1.PlacementService/GetScheduler";
+    UPDATE_SCHEDULER = Write "/anchorhold.admin.v1.PlacementService/UpdateScheduler";
+    GET_HEADROOM = Read "/anchorhold.admin.v1.PlacementService/GetHeadroom";
+    TRANSFER_SHARD = Write "/anchorhold.admin.v1.PlacementService/TransferShard";
+    MOVE_SHARD = Write "/anchorhold.admin.v1.PlacementService/MoveShard";
 }
 
 #[cfg(test)]

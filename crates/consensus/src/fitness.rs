@@ -17,6 +17,7 @@ pub(crate) mod keep;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anchorhold_model::{NodeId, Timestamp};
@@ -75,6 +76,9 @@ pub(crate) struct Fitness {
     log: Arc<WatchedLog>,
     stall_max: Duration,
     clock_offset_ms_max: u64,
+    /// Whether it is to lead nothing for now, though nothing ails it: it is drained, leaves, or has
+    /// just come back.
+    is_withdrawn: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -105,6 +109,7 @@ impl Fitness {
             log,
             stall_max: Duration::from_millis(config.log_stall_ms),
             clock_offset_ms_max: config.clock_offset_ms_max,
+            is_withdrawn: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -113,10 +118,20 @@ impl Fitness {
         self.state.lock().disk = disk;
     }
 
+    /// Notes whether the node is to lead nothing for now.
+    pub(crate) fn set_withdrawn(&self, is_withdrawn: bool) {
+        self.is_withdrawn.store(is_withdrawn, Ordering::Relaxed);
+    }
+
+    /// Whether a node that is so should lead.
+    pub(crate) fn may_lead(&self, report: &FitnessReport) -> bool {
+        report.troubles.is_empty() && !self.is_withdrawn.load(Ordering::Relaxed)
+    }
+
     /// What this node tells the others.
     pub(crate) fn vitals(&self) -> Vitals {
         let report = self.report();
-        let is_fit = report.troubles.is_empty();
+        let is_fit = self.may_lead(&report);
         Vitals { wall: self.clock.wall(), disk: report.disk.number(), is_fit }
     }
 
@@ -287,6 +302,15 @@ mod tests {
         clock.0.fetch_add(4_001, Ordering::Relaxed);
         assert_eq!(fitness.other(NodeId(2)), None);
         assert_eq!(fitness.report().clock_offset_ms, None);
+    }
+
+    #[test]
+    fn a_node_that_is_drained_does_not_offer_itself_as_leader() {
+        let (fitness, _) = fitness();
+        fitness.set_withdrawn(true);
+        assert!(!fitness.vitals().is_fit && fitness.report().troubles.is_empty());
+        fitness.set_withdrawn(false);
+        assert!(fitness.vitals().is_fit);
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! All replicas of one node: opening, creating and destroying them, and the node's part in the
-//! catalog.
+//! All replicas of one node, and the node's part in the catalog.
 //!
-//! Which replicas a node has is what its snapshot files say: a replica is founded by writing a
-//! file without a position, and is gone when its last file is. The catalog says which ones it
-//! should have; `membership` and `reconcile` below bring the two together.
+//! Which replicas there are, how they come and go: `replicas`.
+
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +10,10 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome, CatalogState};
-use anchorhold_model::{
-    Changes, KeyRange, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardState,
-};
+use anchorhold_model::{Changes, NodeId, ShardId};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
-use anchorhold_storage::snapshot::SnapshotHeader;
-use anchorhold_storage::{Batch, DiskState, GroupId, LogWrite, StateError};
+use anchorhold_storage::{DiskState, GroupId, StateError};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -28,27 +24,23 @@ use crate::catalog_calls::{self, CatalogAnswer};
 use crate::error::{CallError, ProposeError};
 use crate::fence;
 use crate::fitness::{self, Fitness, FitnessReport};
-use crate::keys;
 use crate::link::{CallKind, MESSAGE_BYTES_MAX, PeerEndpoint, Peers};
 use crate::log_watch::WatchedLog;
 use crate::machine::damaged;
+use crate::members::MemberCall;
 use crate::membership;
 use crate::replica::{NodeParts, Replica};
 use crate::seams::BoxFuture;
-use crate::snapshot::SnapshotContent;
+use crate::shard_upkeep;
 use crate::stamp::Stamper;
 use crate::upkeep;
-use crate::wire::{self, WireStoredMembership};
+use crate::wire;
 use crate::{ConsensusConfig, Identity, Seams};
 
 /// The catalog's group.
 pub(crate) const CATALOG_GROUP: GroupId = GroupId { shard: ShardId::CATALOG.0, incarnation: 1 };
 /// The cluster epoch of a cluster that never lost its home region.
 pub const FIRST_CLUSTER_EPOCH: u16 = 1;
-/// Wait before the preferred first leader founds a group: the others need to hear of it too.
-const FOUND_PREFERRED_AFTER: Duration = Duration::from_millis(150);
-/// Wait before any other voter founds it in its place.
-const FOUND_OTHERS_AFTER: Duration = Duration::from_secs(5);
 /// Longest wait for the founding of a cluster.
 const FOUND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for one catalog command of the node itself.
@@ -141,6 +133,8 @@ struct Inner {
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     catalog: Arc<Replica>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while replicas come or go.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Host {
@@ -186,6 +180,7 @@ impl Host {
                 replicas: RwLock::default(),
                 catalog,
                 tasks: Mutex::default(),
+                changing: tokio::sync::Mutex::default(),
                 parts,
             }),
         };
@@ -197,6 +192,7 @@ impl Host {
         host.spawn(fitness::keep::ask_others);
         host.spawn(fitness::keep::act);
         host.spawn(fitness::gone::replace_gone);
+        host.spawn(shard_upkeep::keep);
         host.spawn(move |host| host.found_and_announce(start.found));
         Ok(host)
     }
@@ -305,6 +301,17 @@ impl Host {
         wire::encode(&answer)
     }
 
+    pub(crate) async fn answer_member_call(&self, content: &[u8]) -> Bytes {
+        let answer: Result<(), String> = match wire::decode("a member call", content) {
+            Ok(MemberCall::Create { descriptor, replica_id }) => {
+                self.create_replica(&descriptor, replica_id).await
+            }
+            Ok(MemberCall::Removed { descriptor }) => self.remove_replica(&descriptor).await,
+            Err(error) => Err(error.to_string()),
+        };
+        wire::encode(&answer)
+    }
+
     pub(crate) async fn answer_call(&self, from: NodeId, content: Bytes) -> Bytes {
         self.inner.calls.call(from, content).await
     }
@@ -381,32 +388,6 @@ impl Host {
         }
     }
 
-    async fn open_known_replicas(&self) -> Result<(), StateError> {
-        let snapshots = &self.inner.parts.seams.snapshots;
-        for group in snapshots.groups().map_err(damaged)? {
-            if group == CATALOG_GROUP {
-                continue;
-            }
-            match own_replica_id(&self.inner.parts, &self.inner.identity, group)? {
-                Some(replica_id) => {
-                    fence::close_if_forgotten(&self.inner.parts.seams.log, group).await?;
-                    self.open(group, replica_id).await?;
-                }
-                None => {
-                    tracing::warn!(shard = group.shard, "a snapshot file names no replica here")
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn open(&self, group: GroupId, replica_id: ReplicaId) -> Result<(), StateError> {
-        let replica = Replica::open(&self.inner.parts, group, replica_id).await?;
-        self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
-        tokio::spawn(found_if_nobody_did(replica));
-        Ok(())
-    }
-
     /// Founds the cluster if that was asked for, then sees to it that the catalog knows this
     /// node's present addresses.
     async fn found_and_announce(self, found: Option<String>) {
@@ -473,89 +454,6 @@ impl Host {
         }
     }
 
-    async fn reconcile_forever(self) {
-        let mut catalog = self.catalog();
-        loop {
-            self.learn_addresses();
-            let wanted = catalog.borrow_and_update().clone();
-            if let Err(error) = self.reconcile(&wanted).await {
-                self.inner.parts.seams.exit.exit(&format!("a replica cannot be kept: {error}"));
-                return;
-            }
-            if catalog.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Destroys replicas of shards that are gone, creates those that should be here.
-    async fn reconcile(&self, catalog: &CatalogState) -> Result<(), StateError> {
-        for replica in self.replicas() {
-            if catalog.removed_shards.contains(&replica.shard_id()) {
-                self.destroy(&replica).await?;
-            }
-        }
-        for descriptor in catalog.shards.values() {
-            let here = descriptor.replica_on(self.inner.identity.node_id);
-            let Some(own) = here else { continue };
-            if self.replica(descriptor.shard_id).is_none() {
-                self.create(descriptor, own.replica_id).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn create(
-        &self,
-        descriptor: &ShardDescriptor,
-        replica_id: ReplicaId,
-    ) -> Result<(), StateError> {
-        let shard_id = descriptor.shard_id;
-        let group = GroupId { shard: shard_id.0, incarnation: descriptor.epoch.incarnation };
-        write_founding_file(&self.inner.parts, group, Some(ShardState::new(descriptor.clone())))?;
-        self.open(group, replica_id).await
-    }
-
-    /// Removes a replica for good. Its file goes last: until then a restart does this again.
-    async fn destroy(&self, replica: &Arc<Replica>) -> Result<(), StateError> {
-        let shard = replica.shard_id();
-        tracing::info!(?shard, "removing the replica of a shard that is gone");
-        self.inner.replicas.write().remove(&shard);
-        replica.stop("the shard is gone").await;
-        self.inner.parts.listener.removed(shard);
-        self.clear_rows(shard, replica.state().descriptor.range).await?;
-        let (done, waiting) = tokio::sync::oneshot::channel();
-        let write = LogWrite::Drop { group: replica.group() };
-        self.inner.parts.seams.log.submit(write, Box::new(move |result| drop(done.send(result))));
-        if let Ok(Err(error)) = waiting.await {
-            return Err(damaged(error));
-        }
-        self.inner.parts.seams.snapshots.remove_group(replica.group()).map_err(damaged)?;
-        Ok(())
-    }
-
-    /// Removes a replica's rows, off the async threads: a large range takes seconds. The mark of an
-    /// unfinished load is durable first, so that whatever a crash leaves of the range is garbage.
-    async fn clear_rows(&self, shard: ShardId, range: KeyRange) -> Result<(), StateError> {
-        let state = self.inner.parts.seams.state.clone();
-        let (done, cleared) = tokio::sync::oneshot::channel();
-        let clear = move || {
-            state.commit(Batch { rows: vec![(keys::installing(shard), Some(vec![1]))] })?;
-            state.checkpoint()?;
-            let (start, end) = keys::records(range);
-            let rows = state.clear(&start[..]..&end[..])?;
-            let marks = vec![(keys::header(shard), None), (keys::installing(shard), None)];
-            state.commit(Batch { rows: marks })?;
-            state.checkpoint()?;
-            Ok(rows)
-        };
-        let work = Box::new(move || drop(done.send(clear())));
-        self.inner.parts.seams.offload.spawn(work).await;
-        let rows = cleared.await.map_err(damaged)??;
-        tracing::info!(?shard, rows, "the rows of a shard that is gone are removed");
-        Ok(())
-    }
-
     /// Stops all replicas: leaders hand over first where another voter is ready, the state is
     /// checkpointed.
     pub async fn shutdown(&self) {
@@ -584,54 +482,9 @@ impl Host {
     }
 }
 
-/// Founds a group that has no members yet: its preferred first leader does so at once, any other
-/// voter if that one does not. Done at every start, because a crash may have come before it.
-async fn found_if_nobody_did(replica: Arc<Replica>) {
-    let preferred = replica.state().descriptor.replicas.first().map(|first| first.replica_id);
-    let is_preferred = preferred == Some(replica.replica_id());
-    tokio::time::sleep(if is_preferred { FOUND_PREFERRED_AFTER } else { FOUND_OTHERS_AFTER }).await;
-    if replica.fence().is_some() {
-        return; // What it knows of the group is lost, not missing.
-    }
-    if !replica.raft().is_initialized().await.unwrap_or(true) {
-        replica.found().await;
-    }
-}
-
-/// The replica of this node that a group's snapshot file names.
-fn own_replica_id(
-    parts: &NodeParts,
-    identity: &Identity,
-    group: GroupId,
-) -> Result<Option<ReplicaId>, StateError> {
-    let Some(file) = parts.seams.snapshots.latest(group).map_err(damaged)? else { return Ok(None) };
-    let content: SnapshotContent =
-        wire::decode("a snapshot's header", &file.header.meta).map_err(damaged)?;
-    let descriptor = content.shard.map(|shard| shard.descriptor);
-    let own = descriptor.and_then(|descriptor| descriptor.replica_on(identity.node_id));
-    Ok(own.map(|replica| replica.replica_id))
-}
-
-/// Writes the file that makes a group exist on this node.
-fn write_founding_file(
-    parts: &NodeParts,
-    group: GroupId,
-    shard: Option<ShardState>,
-) -> Result<(), StateError> {
-    let content = SnapshotContent { membership: WireStoredMembership::default(), shard };
-    let header = SnapshotHeader {
-        format: wire::FORMAT_VERSION,
-        group,
-        position: None,
-        meta: wire::encode(&content).to_vec(),
-    };
-    let writer = parts.seams.snapshots.create(header).map_err(damaged)?;
-    writer.finish().map_err(damaged).map(drop)
-}
-
 async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Replica>, StateError> {
     if parts.seams.snapshots.latest(CATALOG_GROUP).map_err(damaged)?.is_none() {
-        write_founding_file(parts, CATALOG_GROUP, None)?;
+        replicas::write_founding_file(parts, CATALOG_GROUP, None)?;
     } else {
         fence::close_if_forgotten(&parts.seams.log, CATALOG_GROUP).await?;
     }

@@ -249,10 +249,12 @@ pub(crate) enum CallKind {
     Vitals,
     /// Whether another node refuses its connections.
     Refused,
+    /// What a shard's leader wants of a replica that is none yet, or no more.
+    Member,
 }
 
 impl CallKind {
-    const ALL: [Self; 4] = [Self::Server, Self::Catalog, Self::Vitals, Self::Refused];
+    const ALL: [Self; 5] = [Self::Server, Self::Catalog, Self::Vitals, Self::Refused, Self::Member];
 
     pub(crate) fn number(self) -> u32 {
         match self {
@@ -260,6 +262,7 @@ impl CallKind {
             Self::Catalog => 2,
             Self::Vitals => 3,
             Self::Refused => 4,
+            Self::Member => 5,
         }
     }
 

@@ -56,7 +56,7 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
             node_id: node.node_id,
             region: node.region.clone(),
             zone: node.zone.clone(),
-            accepts_replicas: true,
+            accepts_replicas: !matches!(node.state, NodeState::Down | NodeState::Decommissioning),
             replicas: 0,
             leaders: 0,
         })

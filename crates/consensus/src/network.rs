@@ -72,7 +72,7 @@ pub(crate) struct ReplicaClient {
 }
 
 impl Network {
-    fn client(&self, target: u64, node: &PeerNode, heartbeat: bool) -> ReplicaClient {
+    pub(crate) fn client(&self, target: u64, node: &PeerNode, heartbeat: bool) -> ReplicaClient {
         ReplicaClient {
             group: self.group,
             target,
@@ -259,7 +259,7 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
 }
 
 impl ReplicaClient {
-    async fn send_snapshot(
+    pub(crate) async fn send_snapshot(
         &self,
         vote: Vote,
         file: SnapshotFile,

@@ -96,6 +96,8 @@ pub struct ReplicaStatus {
     pub snapshot_index: Option<u64>,
     /// On a leader: each replica's matched index, its own included.
     pub matched: Vec<(ReplicaId, Option<u64>)>,
+    /// Whether a joint change of its members was begun and not finished.
+    pub is_joint: bool,
     /// What the replica is kept from, and why.
     pub fence: Option<Fence>,
     /// Whether it will never take part again: only another replica in its place helps.
@@ -404,9 +406,17 @@ impl Replica {
             matched: matched
                 .map(|(id, matched)| (ReplicaId(*id), matched.as_ref().map(|id| id.index)))
                 .collect(),
+            is_joint: 1 < metrics.membership_config.membership().get_joint_config().len(),
             is_lost: fence == Some(Fence::Closed),
             fence,
         }
+    }
+
+    /// Whether its own log names it as a member: then it may have promised something.
+    pub(crate) fn knows_itself_as_member(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&self.replica_id.0).is_some()
     }
 
     /// Why the Raft instance ended by itself; `None` while it runs, and after `stop`.

@@ -1,7 +1,7 @@
 //! The catalog: what the cluster knows about itself, and what a committed command does to it.
 //!
-//! [`CatalogState`] holds the cluster's regions, zones, nodes, accounts, classes and the index of
-//! shards. [`apply`] decides what one command changes, row by row, and [`CatalogState::absorb`]
+//! [`CatalogState`] holds the cluster's regions, zones, nodes, accounts, classes, the index of shards
+//! and the operators under way. [`apply`] decides what one command changes, row by row, and [`CatalogState::absorb`]
 //! makes the change: each changed entity is one row on disk ([`CatalogChange::row`]), and
 //! [`CatalogState::from_rows`] reads them back.
 //!
@@ -14,15 +14,17 @@ mod account;
 mod change;
 mod command;
 mod node;
+mod operator;
 mod record;
 mod shard;
 mod state;
 
 pub use change::CatalogChange;
 pub use command::{CatalogCommand, CatalogEntry, CatalogOutcome, CatalogRejection};
+pub use operator::{OPERATORS_MAX, Operator, OperatorRecord, Reason, SchedulerRecord, Step};
 pub use record::{
     AccountRecord, AccountState, ApiKey, CatalogOperation, ClassKind, ClassRecord, ClusterRecord,
-    Counters, NodeRecord, NodeState, RegionRecord, ZoneRecord,
+    Counters, NodeRecord, NodeState, RegionRecord, Wish, ZoneRecord,
 };
 pub use state::CatalogState;
 
@@ -152,11 +154,23 @@ impl Draft<'_> {
                     client_address: client_address.clone(),
                     version: version.clone(),
                     state: NodeState::Joining,
+                    wish: Wish::Serve,
+                    maintenance_until: None,
                 },
             ),
             CatalogCommand::SetNodeState { node_id, state } => {
                 self.set_node_state(*node_id, *state)
             }
+            CatalogCommand::SetNodeWish { node_id, wish, maintenance_until } => {
+                self.set_node_wish(*node_id, *wish, *maintenance_until)
+            }
+            CatalogCommand::StartOperators { operators, deadline } => {
+                self.start_operators(operators, *deadline)
+            }
+            CatalogCommand::FinishOperator { shard_id, number } => {
+                self.finish_operator(*shard_id, *number)
+            }
+            CatalogCommand::SetScheduler { scheduler } => self.set_scheduler(*scheduler),
             CatalogCommand::CreateAccount { name, class, keys, cuts, placements, .. } => {
                 self.create_account(cluster_epoch, name, *class, keys, cuts, placements)
             }

@@ -16,6 +16,7 @@ pub mod view;
 pub mod operator;
 pub mod plan;
 pub mod potential;
+pub mod progress;
 pub mod lifecycle;
 pub mod headroom;
 pub mod simulation;
@@ -29,11 +30,14 @@ mod merge;
 
 pub use catalog::{CatalogMember, CatalogStep, catalog_voters};
 pub use config::PlacementConfig;
-pub use operator::{Limit, Operator, Plan, Reason, Refusal, Step, WhyNot};
+pub use operator::{Limit, Plan, Refusal, WhyNot};
 pub use place::{place, place_shards};
 pub use plan::plan;
 pub use potential::{Potential, potential};
+pub use progress::{ShardNow, progress};
 pub use view::{ClassView, ClusterView, DiskState, NodeStatus, ReplicaStatus, ShardStatus, Tally};
+
+pub use anchorhold_model::catalog::{Operator, Reason, Step, Wish};
 
 use anchorhold_model::NodeId;
 

@@ -17,6 +17,7 @@
 
 use anchorhold_model::Timestamp;
 use anchorhold_model::catalog::NodeState;
+pub use anchorhold_model::catalog::Wish;
 
 /// Timers of nodes and zones, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +48,6 @@ impl Default for LifecycleConfig {
             steady_ms: 60_000,
         }
     }
-}
-
-/// What its operator wants of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wish {
-    /// To serve.
-    #[default]
-    Serve,
-    /// To lead nothing, so that it can be stopped for a while.
-    Drain,
-    /// To hold nothing, so that it can be taken away.
-    Leave,
 }
 
 /// Where a node is in its life.

@@ -1,89 +1,10 @@
-//! What a plan says: operators, and why something was not done.
+//! What a plan says: operators (`model::catalog` has them), and why something was not done.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use anchorhold_model::{ClassId, Epoch, NodeId, ShardId};
-
-/// One step of an operator. To take a step again that was taken already changes nothing.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    /// Let a node follow.
-    AddLearner(NodeId),
-    /// Wait until a learner has what the leader has.
-    WaitCaughtUp(NodeId),
-    /// One joint change of the voters. Who is taken out becomes a learner.
-    ChangeVoters {
-        /// Learners that vote from then on.
-        add: Vec<NodeId>,
-        /// Voters that do not.
-        remove: Vec<NodeId>,
-    },
-    /// Finish a joint change that someone began.
-    LeaveJoint,
-    /// Take a learner away, and its copy with it.
-    RemoveReplica(NodeId),
-    /// Let a voter lead.
-    TransferLeader(NodeId),
-    /// Cut the shard in two at the key that its leader finds best.
-    Split,
-    /// Become part of the neighbour on the left, which lives on the same nodes.
-    MergeInto(ShardId),
-}
-
-/// Why an operator was planned, in order of urgency: a plan serves earlier ones first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// A replica lies outside the class's residency set.
-    Residency(NodeId),
-    /// A joint change was begun and not finished.
-    UnfinishedJoint,
-    /// A replica's node is dead.
-    DeadReplica(NodeId),
-    /// The leader's node should not lead.
-    LeaderOnBadNode(NodeId),
-    /// A replica's node is to leave.
-    Decommission(NodeId),
-    /// A voter lies in a region where none should.
-    MisplacedVoter(NodeId),
-    /// There are fewer voters than the class wants.
-    MissingVoter,
-    /// There are fewer learners in the paired region than the class wants.
-    MissingLearner,
-    /// There are more voters than the class wants.
-    ExtraVoter(NodeId),
-    /// A learner that no class wants.
-    ExtraLearner(NodeId),
-    /// Replicas share a zone or region although they need not.
-    Diversity(NodeId),
-    /// The shard holds too many bytes or anchors.
-    SplitSize,
-    /// The shard serves too many requests.
-    SplitLoad,
-    /// The leader is outside the class's home.
-    LeaderRegion,
-    /// A node holds more than others.
-    ReplicaBalance(NodeId),
-    /// A node or zone leads more than others.
-    LeaderBalance(NodeId),
-    /// Two small neighbours.
-    Merge,
-}
-
-/// A change of one shard.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Operator {
-    /// The shard.
-    pub shard_id: ShardId,
-    /// The epoch that it was planned at: if the shard has another when it starts, it is dropped.
-    pub epoch: Epoch,
-    /// What to do, one after the other.
-    pub steps: Vec<Step>,
-    /// Why.
-    pub reason: Reason,
-    /// Voters that were alive: of equally urgent operators, those with fewer go first.
-    pub live_voters: usize,
-}
+use anchorhold_model::catalog::{Operator, Reason};
+use anchorhold_model::{ClassId, NodeId, ShardId};
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,44 +75,6 @@ pub struct Plan {
     pub refused: BTreeMap<&'static str, u64>,
 }
 
-impl Operator {
-    /// Nodes that get a replica.
-    pub fn added(&self) -> impl Iterator<Item = NodeId> {
-        self.steps.iter().filter_map(|step| match step {
-            Step::AddLearner(node_id) => Some(*node_id),
-            Step::WaitCaughtUp(_)
-            | Step::ChangeVoters { .. }
-            | Step::LeaveJoint
-            | Step::RemoveReplica(_)
-            | Step::TransferLeader(_)
-            | Step::Split
-            | Step::MergeInto(_) => None,
-        })
-    }
-
-    /// The node that leads afterwards, if that changes.
-    pub fn leader_after(&self) -> Option<NodeId> {
-        self.steps.iter().rev().find_map(|step| match step {
-            Step::TransferLeader(node_id) => Some(*node_id),
-            Step::AddLearner(_)
-            | Step::WaitCaughtUp(_)
-            | Step::ChangeVoters { .. }
-            | Step::LeaveJoint
-            | Step::RemoveReplica(_)
-            | Step::Split
-            | Step::MergeInto(_) => None,
-        })
-    }
-
-    /// The shard that this one becomes part of.
-    pub fn merges_into(&self) -> Option<ShardId> {
-        match self.steps.last() {
-            Some(Step::MergeInto(shard_id)) => Some(*shard_id),
-            Some(_) | None => None,
-        }
-    }
-}
-
 impl WhyNot {
     /// A stable name, for counting.
     pub fn name(self) -> &'static str {
@@ -231,49 +114,6 @@ impl WhyNot {
     }
 }
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AddLearner(node_id) => write!(f, "add {node_id}"),
-            Self::WaitCaughtUp(node_id) => write!(f, "wait {node_id}"),
-            Self::ChangeVoters { add, remove } => {
-                write!(f, "voters")?;
-                add.iter().try_for_each(|node_id| write!(f, " +{node_id}"))?;
-                remove.iter().try_for_each(|node_id| write!(f, " -{node_id}"))
-            }
-            Self::LeaveJoint => write!(f, "leave joint"),
-            Self::RemoveReplica(node_id) => write!(f, "remove {node_id}"),
-            Self::TransferLeader(node_id) => write!(f, "lead {node_id}"),
-            Self::Split => write!(f, "split"),
-            Self::MergeInto(shard_id) => write!(f, "merge into {shard_id}"),
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Residency(node_id) => write!(f, "{node_id} is outside the residency set"),
-            Self::UnfinishedJoint => write!(f, "unfinished joint change"),
-            Self::DeadReplica(node_id) => write!(f, "{node_id} is dead"),
-            Self::LeaderOnBadNode(node_id) => write!(f, "{node_id} should not lead"),
-            Self::Decommission(node_id) => write!(f, "{node_id} is to leave"),
-            Self::MisplacedVoter(node_id) => write!(f, "voter {node_id} is in another region"),
-            Self::MissingVoter => write!(f, "too few voters"),
-            Self::MissingLearner => write!(f, "too few learners"),
-            Self::ExtraVoter(node_id) => write!(f, "voter {node_id} is one too many"),
-            Self::ExtraLearner(node_id) => write!(f, "learner {node_id} is one too many"),
-            Self::Diversity(node_id) => write!(f, "{node_id} shares its zone or region"),
-            Self::SplitSize => write!(f, "too large"),
-            Self::SplitLoad => write!(f, "too much load"),
-            Self::LeaderRegion => write!(f, "leader away from home"),
-            Self::ReplicaBalance(node_id) => write!(f, "{node_id} holds more than others"),
-            Self::LeaderBalance(node_id) => write!(f, "{node_id} leads more than others"),
-            Self::Merge => write!(f, "small neighbours"),
-        }
-    }
-}
-
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -300,14 +140,6 @@ impl fmt::Display for WhyNot {
             | Self::Hysteresis
             | Self::Settling => f.write_str(self.name()),
         }
-    }
-}
-
-/// `s7@1.1.4 add n5, wait n5, voters +n5 -n3, remove n3: n3 is dead`.
-impl fmt::Display for Operator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let steps: Vec<String> = self.steps.iter().map(ToString::to_string).collect();
-        write!(f, "{}@{} {}: {}", self.shard_id, self.epoch, steps.join(", "), self.reason)
     }
 }
 

@@ -81,7 +81,7 @@ fn scan<'a>(survey: &Survey<'a>, seed: u64) -> Scan<'a> {
             }
             Look { need: Some(reason), live_voters, is_leader_shed, .. } => {
                 let need = Need { reason, is_leader_shed };
-                scan.needs.entry((reason.rank(), live_voters)).or_default().push((entry, need));
+                scan.needs.entry((rank(reason), live_voters)).or_default().push((entry, need));
             }
             Look { need: None, .. } => {
                 if let Some(why) = scan.candidates.consider(survey, entry) {
@@ -162,28 +162,26 @@ pub(crate) fn explain(
     Some((reason, serve(survey, entry, Need { reason, is_leader_shed: look.is_leader_shed })))
 }
 
-impl Reason {
-    /// Its place in the order of urgency.
-    fn rank(self) -> u8 {
-        match self {
-            Self::Residency(_) => 0,
-            Self::UnfinishedJoint => 1,
-            Self::DeadReplica(_) => 2,
-            Self::LeaderOnBadNode(_) => 3,
-            Self::Decommission(_) => 4,
-            Self::MisplacedVoter(_) => 5,
-            Self::MissingVoter => 6,
-            Self::ExtraLearner(_) => 7,
-            Self::ExtraVoter(_) => 8,
-            Self::MissingLearner => 9,
-            Self::Diversity(_) => 10,
-            Self::SplitSize => 11,
-            Self::SplitLoad => 12,
-            Self::LeaderRegion => 13,
-            Self::ReplicaBalance(_) => 14,
-            Self::LeaderBalance(_) => 15,
-            Self::Merge => 16,
-        }
+/// A reason's place in the order of urgency.
+fn rank(reason: Reason) -> u8 {
+    match reason {
+        Reason::Residency(_) => 0,
+        Reason::UnfinishedJoint => 1,
+        Reason::DeadReplica(_) => 2,
+        Reason::LeaderOnBadNode(_) => 3,
+        Reason::Decommission(_) => 4,
+        Reason::MisplacedVoter(_) => 5,
+        Reason::MissingVoter => 6,
+        Reason::ExtraLearner(_) => 7,
+        Reason::ExtraVoter(_) => 8,
+        Reason::MissingLearner => 9,
+        Reason::Diversity(_) => 10,
+        Reason::SplitSize => 11,
+        Reason::SplitLoad => 12,
+        Reason::LeaderRegion => 13,
+        Reason::ReplicaBalance(_) => 14,
+        Reason::LeaderBalance(_) => 15,
+        Reason::Merge => 16,
     }
 }
 

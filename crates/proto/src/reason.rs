@@ -112,6 +112,8 @@ reasons! {
         "There is no such placement class.";
     NodeNotFound = "NODE_NOT_FOUND", NotFound, Change,
         "There is no such node.";
+    ShardNotFound = "SHARD_NOT_FOUND", NotFound, Change,
+        "There is no such shard.";
 
     RequestIdReused = "REQUEST_ID_REUSED", AlreadyExists, Change,
         "The request id was used for another write within the last 15 minutes. Make a new one for \
@@ -136,6 +138,10 @@ reasons! {
         "The expiry lies in the past.";
     AccountNotEmpty = "ACCOUNT_NOT_EMPTY", FailedPrecondition, Change,
         "An account can be laid out only while it holds no anchors.";
+    ShardBusy = "SHARD_BUSY", Aborted, Reread,
+        "A change of the shard's members is under way, or one was made meanwhile.";
+    MoveImpossible = "MOVE_IMPOSSIBLE", FailedPrecondition, Change,
+        "The shard's members are not so that this move can be made.";
     ApiKeysFull = "API_KEYS_FULL", FailedPrecondition, Change,
         "The account has two keys. Revoke one, or rotate.";
     WrongRegion = "WRONG_REGION", FailedPrecondition, Change,

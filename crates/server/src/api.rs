@@ -8,6 +8,7 @@ mod account;
 mod anchor;
 mod cluster;
 mod locate;
+mod placement;
 mod reply;
 mod routing;
 
@@ -33,6 +34,7 @@ pub use self::account::Accounts;
 pub use self::anchor::Anchors;
 pub use self::cluster::Cluster;
 pub use self::locate::Locates;
+pub use self::placement::Placement;
 pub use self::routing::Routing;
 
 /// What every service holds: the way in.

@@ -4,12 +4,16 @@
 //! [`NodeConfig`]; [`NodeConfig::validate`] runs once at start-up and says what to do about each
 //! mistake. Each default is written once, in `Default`.
 
+mod placement;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anchorhold_consensus::ConsensusConfig;
 use serde::{Deserialize, Serialize};
+
+pub use self::placement::PlacementSettings;
 
 /// Everything that one node is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +56,8 @@ pub struct NodeConfig {
     pub consensus: ConsensusConfig,
     /// When the disk counts as full, and what is kept in reserve.
     pub disk: DiskConfig,
+    /// Timers and limits of moving replicas and leaders.
+    pub placement: PlacementSettings,
     /// Bounds of what clients may ask.
     pub limits: Limits,
 }
@@ -144,6 +150,7 @@ impl Default for NodeConfig {
             log_filter: "info,openraft=warn".to_owned(),
             consensus: ConsensusConfig::default(),
             disk: DiskConfig::default(),
+            placement: PlacementSettings::default(),
             limits: Limits::default(),
         }
     }
@@ -209,6 +216,7 @@ impl NodeConfig {
         self.admin_key.validate()?;
         validate_consensus(&self.consensus)?;
         self.disk.validate()?;
+        self.placement.validate()?;
         self.limits.validate()
     }
 

@@ -17,11 +17,13 @@ use tokio::sync::watch;
 use crate::authorize::Access;
 use crate::catalog_view::CatalogView;
 use crate::clock::Deadline;
-use crate::config::Limits;
+use crate::config::{Limits, PlacementSettings};
 use crate::disk::Disk;
 use crate::index::Indexes;
+use crate::load::LoadMeter;
 use crate::request::{self, NodeReply, NodeRequest, ShardError};
 use crate::route::Routes;
+use crate::scheduler::operate::Steps;
 
 /// The node as its services see it.
 pub struct Core {
@@ -52,6 +54,11 @@ pub struct Core {
     /// What the last round of scrubbing found damaged, for people.
     pub damage: Mutex<Vec<String>>,
     pub(crate) catalog_view: CatalogView,
+    /// Timers and limits of moving replicas and leaders.
+    pub placement: PlacementSettings,
+    /// How often the shards here are asked.
+    pub load: LoadMeter,
+    pub(crate) steps: Steps,
     catalog: watch::Receiver<Arc<CatalogState>>,
     random: Mutex<StdRng>,
 }
@@ -87,6 +94,8 @@ pub struct CoreParts {
     pub limits: Limits,
     /// See [`Core::place`].
     pub place: Place,
+    /// See [`Core::placement`].
+    pub placement: PlacementSettings,
     /// See [`Core::disk`].
     pub disk: Arc<Disk>,
     /// Request ids of clients that send none, and secrets, come from this.
@@ -112,6 +121,9 @@ impl Core {
             disk: parts.disk,
             damage: Mutex::default(),
             catalog_view: CatalogView::default(),
+            placement: parts.placement,
+            load: LoadMeter::default(),
+            steps: Steps::default(),
             random: Mutex::new(parts.random),
         };
         let catalog = core.catalog();
@@ -176,6 +188,9 @@ impl Calls {
             (Some(core), Ok(NodeRequest::Status)) => NodeReply::Status(Box::new(core.report())),
             (Some(core), Ok(NodeRequest::ReleaseBallast)) => {
                 NodeReply::BallastReleased(core.release_ballast())
+            }
+            (Some(core), Ok(NodeRequest::Operate { shard, number })) => {
+                NodeReply::Operated(core.operate(shard, number))
             }
             (Some(core), Ok(NodeRequest::Shard(call))) => {
                 let deadline = core.deadline(Duration::from_millis(call.budget_ms));

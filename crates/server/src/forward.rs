@@ -163,9 +163,9 @@ impl Core {
         match answer {
             Ok(bytes) => match request::decode::<NodeReply>(&bytes) {
                 Ok(NodeReply::Shard(reply)) => reply,
-                Ok(NodeReply::Status(_) | NodeReply::BallastReleased(_)) => {
-                    Err(misunderstood("something else for a shard's answer"))
-                }
+                Ok(
+                    NodeReply::Status(_) | NodeReply::BallastReleased(_) | NodeReply::Operated(_),
+                ) => Err(misunderstood("something else for a shard's answer")),
                 // The other node may have acted: only its words were not understood.
                 Err(_) if is_write => Err(ShardError::OutcomeUnknown),
                 Err(error) => Err(misunderstood(&error.to_string())),

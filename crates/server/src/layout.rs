@@ -170,6 +170,8 @@ mod tests {
             client_address: String::new(),
             version: String::new(),
             state,
+            wish: anchorhold_model::catalog::Wish::Serve,
+            maintenance_until: None,
         }
     }
 

@@ -29,10 +29,12 @@ pub mod index;
 pub mod inspect;
 pub mod layout;
 pub mod listen;
+pub mod load;
 pub mod node;
 pub mod renew;
 pub mod request;
 pub mod route;
+pub mod scheduler;
 pub mod scrub;
 pub mod seams_real;
 pub mod serve;
@@ -40,7 +42,9 @@ pub mod survey;
 pub mod sweep;
 pub mod telemetry;
 
-pub use config::{AdminKey, ConfigError, DiskConfig, Limits, LogFormat, NodeConfig};
+pub use config::{
+    AdminKey, ConfigError, DiskConfig, Limits, LogFormat, NodeConfig, PlacementSettings,
+};
 pub use listen::{Connection, Listen, Listening};
 pub use node::{Addresses, Node, NodeError, NodeSeams, Stores};
 

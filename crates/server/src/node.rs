@@ -207,6 +207,7 @@ impl Node {
             log: stores.log,
             state: stores.state,
             limits: config.limits.clone(),
+            placement: config.placement.clone(),
             place: Place {
                 node: identity.node_id,
                 region: config.region.clone(),
@@ -347,6 +348,7 @@ fn start_upkeep(
         tokio::spawn(Arc::clone(core).confirm_catalog_first()),
         tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
         tokio::spawn(Arc::clone(core).sweep_forever()),
+        tokio::spawn(Arc::clone(core).schedule_forever()),
         tokio::spawn(scrub.run()),
         tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))),
     ]

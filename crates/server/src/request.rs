@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use anchorhold_proto::convert::{FilterSpec, RegionSpec};
 
+use crate::scheduler::operate::Standing;
+
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 2;
+pub const FORMAT_VERSION: u8 = 3;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +33,13 @@ pub enum NodeRequest {
     Status,
     /// Give the ballast's space back.
     ReleaseBallast,
+    /// Take the next step of a shard's operator.
+    Operate {
+        /// The shard.
+        shard: ShardId,
+        /// The operator's number.
+        number: u64,
+    },
 }
 
 /// The answer to a [`NodeRequest`].
@@ -42,6 +51,8 @@ pub enum NodeReply {
     Status(Box<NodeReport>),
     /// How many bytes the ballast gave back, or why it could not.
     BallastReleased(Result<u64, String>),
+    /// How the operator stands.
+    Operated(Standing),
 }
 
 /// A request and what it was routed by.
@@ -302,6 +313,10 @@ pub struct ReplicaReport {
     pub votes: bool,
     /// Whether it has stopped, or takes part in nothing.
     pub stopped: bool,
+    /// Whether a joint change of the shard's members was begun and not finished.
+    pub is_joint: bool,
+    /// Requests per second that it served of late.
+    pub load: u64,
     /// Why it does less than the others, in words.
     pub problem: Option<String>,
     /// The leader that it follows.

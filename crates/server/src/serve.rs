@@ -40,6 +40,7 @@ impl Core {
         if !call.epoch.routes_to(descriptor.epoch) {
             return Err(ShardError::StaleEpoch { descriptor: Box::new(descriptor.clone()) });
         }
+        self.load.count(call.shard, 1);
         match call.request {
             ShardRequest::Write { commands } => self.write(&replica, commands, deadline).await,
             ShardRequest::Tick { due } => self.tick(&replica, due, deadline).await,
@@ -129,7 +130,11 @@ impl Core {
             troubles: fitness.troubles,
             clock_offset_ms: fitness.clock_offset_ms,
             damage: self.damage.lock().clone(),
-            replicas: replicas.map(|replica| report_replica(&replica)).collect(),
+            replicas: replicas
+                .map(|replica| {
+                    report_replica(&replica, self.load.rate(&*self.clock, replica.shard_id()))
+                })
+                .collect(),
         }
     }
 }
@@ -149,7 +154,7 @@ impl Core {
     }
 }
 
-fn report_replica(replica: &Replica) -> ReplicaReport {
+fn report_replica(replica: &Replica, load: u64) -> ReplicaReport {
     let status = replica.status();
     let state = replica.state();
     ReplicaReport {
@@ -158,6 +163,8 @@ fn report_replica(replica: &Replica) -> ReplicaReport {
         leads: status.role == Role::Leader,
         votes: matches!(status.role, Role::Leader | Role::Follower | Role::Candidate),
         stopped: status.role == Role::Stopped || status.is_lost,
+        is_joint: status.is_joint,
+        load,
         problem: status.fence.map(|fence| fence.to_string()),
         leader: status.leader.map(|leader| leader.node_id),
         term: status.term,

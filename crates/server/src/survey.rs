@@ -74,7 +74,10 @@ impl Core {
         let answer = self.host.call(node, question, REPORT_TIMEOUT).await.ok()?;
         match request::decode::<NodeReply>(&answer).ok()? {
             NodeReply::Status(report) if report.node == node => Some(*report),
-            NodeReply::Status(_) | NodeReply::Shard(_) | NodeReply::BallastReleased(_) => None,
+            NodeReply::Status(_)
+            | NodeReply::Shard(_)
+            | NodeReply::BallastReleased(_)
+            | NodeReply::Operated(_) => None,
         }
     }
 }
@@ -187,7 +190,15 @@ impl Survey {
                 degraded.extend(replica.problem.as_ref().map(words));
             }
         }
-        let silent = self.nodes().filter(|node| !self.is_up(node.node_id));
+        // What is down and holds nothing endangers nothing.
+        let held: BTreeSet<NodeId> = self
+            .shards()
+            .iter()
+            .flat_map(|shard| shard.descriptor.replicas.iter().map(|replica| replica.node_id))
+            .collect();
+        let is_missed =
+            |node: &NodeRecord| node.state != NodeState::Down || held.contains(&node.node_id);
+        let silent = self.nodes().filter(|node| !self.is_up(node.node_id) && is_missed(node));
         let silent: Vec<_> = silent
             .map(|node| format!("node {} in zone {} does not answer", node.node_id, node.zone))
             .collect();
@@ -273,6 +284,8 @@ mod tests {
             leads,
             votes: true,
             stopped: false,
+            is_joint: false,
+            load: 0,
             problem: None,
             leader: None,
             term: 3,
@@ -300,6 +313,8 @@ mod tests {
                 client_address: String::new(),
                 version: String::new(),
                 state: NodeState::Up,
+                wish: anchorhold_model::catalog::Wish::Serve,
+                maintenance_until: None,
             }));
         }
         let range = KeyRange { start: Key(5), end: None };

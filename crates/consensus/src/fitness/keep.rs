@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anchorhold_model::catalog::{NodeState, Wish};
 use anchorhold_model::{NodeId, ReplicaId};
 use bytes::Bytes;
 use futures::future::join_all;
@@ -67,6 +68,7 @@ pub(crate) async fn act(host: Host) {
     let mut look = 0_u32;
     loop {
         tokio::time::sleep(ACT_INTERVAL).await;
+        host.fitness().set_withdrawn(is_withdrawn(&host));
         let report = host.fitness().report();
         let mut is_round = look.is_multiple_of(LOOKS_PER_ROUND);
         look = look.wrapping_add(1);
@@ -75,7 +77,7 @@ pub(crate) async fn act(host: Host) {
             memory.troubles.clone_from(&report.troubles);
             is_round = true;
         }
-        let own = NodeFitness { disk: report.disk, is_fit: report.troubles.is_empty() };
+        let own = NodeFitness { disk: report.disk, is_fit: host.fitness().may_lead(&report) };
         let mut replicas = host.replicas();
         replicas.push(host.catalog_replica());
         memory.forget_all_but(&replicas);
@@ -87,6 +89,16 @@ pub(crate) async fn act(host: Host) {
         let offers: Vec<_> = offers.collect();
         join_all(offers).await;
     }
+}
+
+/// Whether the catalog says that this node should lead nothing for now.
+fn is_withdrawn(host: &Host) -> bool {
+    let catalog = host.catalog();
+    let catalog = catalog.borrow();
+    catalog
+        .nodes
+        .get(&host.identity().node_id)
+        .is_some_and(|node| node.wish != Wish::Serve || node.state == NodeState::Returning)
 }
 
 fn say(before: &[Trouble], now: &[Trouble]) {

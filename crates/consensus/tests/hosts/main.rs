@@ -10,6 +10,7 @@ mod cuts;
 mod damage;
 mod faults;
 mod fitness;
+mod members;
 mod power;
 mod reads;
 mod writes;

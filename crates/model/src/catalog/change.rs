@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AccountRecord, CatalogOperation, ClassRecord, ClusterRecord, Counters, NodeRecord,
-    RegionRecord, ZoneRecord,
+    OperatorRecord, RegionRecord, SchedulerRecord, ZoneRecord,
 };
 use crate::row::{self, DecodeError, Row};
 use crate::{RequestId, ShardDescriptor, ShardId};
@@ -32,6 +32,12 @@ pub enum CatalogChange {
     Operation(CatalogOperation),
     /// A request's outcome is not kept any more.
     OperationForgotten(RequestId),
+    /// An operator is under way.
+    Operator(OperatorRecord),
+    /// A shard's operator is through, or was given up.
+    OperatorFinished(ShardId),
+    /// What is planned by itself is now so.
+    Scheduler(SchedulerRecord),
 }
 
 impl CatalogChange {
@@ -39,7 +45,9 @@ impl CatalogChange {
     /// value, `None` to remove the row.
     pub fn row(&self) -> Row {
         let value = match self {
-            Self::OperationForgotten(_) => None,
+            Self::OperationForgotten(_) | Self::OperatorFinished(_) => None,
+            // As it is without a row.
+            Self::Scheduler(scheduler) if *scheduler == SchedulerRecord::default() => None,
             Self::Cluster(_)
             | Self::Counters(_)
             | Self::Region(_)
@@ -49,7 +57,9 @@ impl CatalogChange {
             | Self::Account(_)
             | Self::Shard(_)
             | Self::ShardRemoved(_)
-            | Self::Operation(_) => Some(row::encode(self)),
+            | Self::Operation(_)
+            | Self::Operator(_)
+            | Self::Scheduler(_) => Some(row::encode(self)),
         };
         (self.key(), value)
     }
@@ -82,6 +92,9 @@ impl CatalogChange {
             Self::ShardRemoved(shard_id) => with(7, &shard_id.0.to_be_bytes()),
             Self::Operation(operation) => with(8, &operation.request_id.0.to_be_bytes()),
             Self::OperationForgotten(request_id) => with(8, &request_id.0.to_be_bytes()),
+            Self::Operator(record) => with(9, &record.operator.shard_id.0.to_be_bytes()),
+            Self::OperatorFinished(shard_id) => with(9, &shard_id.0.to_be_bytes()),
+            Self::Scheduler(_) => with(10, &[]),
         }
     }
 }

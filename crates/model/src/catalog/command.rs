@@ -1,8 +1,9 @@
 use serde::{Deserialize, Serialize};
 
-use super::{AccountState, ApiKey, NodeState};
+use super::{AccountState, ApiKey, NodeState, Operator, SchedulerRecord, Wish};
 use crate::{
     AccountNumber, ClassId, Epoch, Key, NodeId, RequestId, ShardDescriptor, ShardId, Stamp,
+    Timestamp,
 };
 
 /// One Raft entry of the catalog.
@@ -46,6 +47,34 @@ pub enum CatalogCommand {
         node_id: NodeId,
         /// Its new state.
         state: NodeState,
+    },
+    /// Say what is wanted of a node.
+    SetNodeWish {
+        /// Which.
+        node_id: NodeId,
+        /// What is wanted.
+        wish: Wish,
+        /// Until when its silence is expected.
+        maintenance_until: Option<Timestamp>,
+    },
+    /// Start operators on shards that have none and are not past the epoch that they name.
+    StartOperators {
+        /// The operators.
+        operators: Vec<Operator>,
+        /// When they are given up.
+        deadline: Timestamp,
+    },
+    /// Take an operator as through, or given up.
+    FinishOperator {
+        /// Its shard.
+        shard_id: ShardId,
+        /// Its number.
+        number: u64,
+    },
+    /// Change what is planned by itself.
+    SetScheduler {
+        /// What it is then.
+        scheduler: SchedulerRecord,
     },
     /// Create an account and lay out its shards.
     CreateAccount {
@@ -154,6 +183,17 @@ pub enum CatalogOutcome {
     },
     /// The descriptor is in the index.
     ShardUpdated,
+    /// The node is wanted so.
+    NodeWishSet,
+    /// Operators are under way.
+    OperatorsStarted {
+        /// Of these shards; the others had one, or have changed.
+        shards: Vec<ShardId>,
+    },
+    /// The operator is under way no more.
+    OperatorFinished,
+    /// The scheduler is set.
+    SchedulerSet,
     /// Nothing changed.
     Rejected(CatalogRejection),
 }
@@ -277,6 +317,10 @@ impl CatalogCommand {
             Self::Bootstrap { .. }
             | Self::RegisterNode { .. }
             | Self::SetNodeState { .. }
+            | Self::SetNodeWish { .. }
+            | Self::StartOperators { .. }
+            | Self::FinishOperator { .. }
+            | Self::SetScheduler { .. }
             | Self::SetAccountState { .. }
             | Self::RevokeKey { .. }
             | Self::UpdateShard { .. } => None,

@@ -57,6 +57,20 @@ pub enum NodeState {
     Removed,
 }
 
+/// What its operator wants of a node.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Wish {
+    /// To serve.
+    #[default]
+    Serve,
+    /// To lead nothing, so that it can be stopped for a while.
+    Drain,
+    /// To hold nothing, so that it can be taken away.
+    Leave,
+}
+
 /// A process and its disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -76,6 +90,10 @@ pub struct NodeRecord {
     pub version: String,
     /// Where it is in its life.
     pub state: NodeState,
+    /// What its operator wants of it.
+    pub wish: Wish,
+    /// Until when its silence is expected and nothing is rebuilt for it.
+    pub maintenance_until: Option<Timestamp>,
 }
 
 /// What must survive what.
@@ -176,6 +194,8 @@ pub struct Counters {
     pub next_shard: u64,
     /// First account number of the next block.
     pub next_account_block: u32,
+    /// Number of the next operator.
+    pub next_operator: u64,
     /// Count of changes.
     pub revision: u64,
     /// The largest leader's time seen at a change.
@@ -185,6 +205,13 @@ pub struct Counters {
 /// Counting starts at 1: number 0 is the catalog's shard, and no account.
 impl Default for Counters {
     fn default() -> Self {
-        Self { next_node: 1, next_shard: 1, next_account_block: 1, revision: 0, time: Timestamp(0) }
+        Self {
+            next_node: 1,
+            next_shard: 1,
+            next_account_block: 1,
+            next_operator: 1,
+            revision: 0,
+            time: Timestamp(0),
+        }
     }
 }

@@ -25,7 +25,9 @@ impl Draft<'_> {
             return Err(CatalogRejection::ShardsChanged);
         }
         let removed = current.iter().map(|shard| CatalogChange::ShardRemoved(shard.shard_id));
-        self.changes.extend(removed);
+        let idle = current.iter().filter(|one| self.state.operators.contains_key(&one.shard_id));
+        let idle = idle.map(|shard| CatalogChange::OperatorFinished(shard.shard_id));
+        self.changes.extend(removed.chain(idle));
         let shards = self.found_shards(cluster_epoch, account, class, cuts, placements)?;
         Ok(CatalogOutcome::LaidOut { shards })
     }

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     AccountRecord, CatalogChange, CatalogOperation, ClassRecord, ClusterRecord, Counters,
-    NodeRecord, RegionRecord, ZoneRecord,
+    NodeRecord, OperatorRecord, RegionRecord, SchedulerRecord, ZoneRecord,
 };
 use crate::row::{DecodeError, Row};
 use crate::{AccountNumber, ClassId, Key, KeyRange, NodeId, RequestId, ShardDescriptor, ShardId};
@@ -30,6 +30,10 @@ pub struct CatalogState {
     pub removed_shards: BTreeSet<ShardId>,
     /// Requests whose outcome is kept.
     pub operations: BTreeMap<RequestId, CatalogOperation>,
+    /// Operators under way.
+    pub operators: BTreeMap<ShardId, OperatorRecord>,
+    /// What is planned by itself.
+    pub scheduler: SchedulerRecord,
     /// Shards that own keys, by first key.
     shards_by_start: BTreeSet<(Key, ShardId)>,
     accounts_by_name: BTreeMap<String, AccountNumber>,
@@ -67,6 +71,9 @@ impl CatalogState {
         let head = head.chain(self.classes.values().cloned().map(Change::Class));
         let head = head.chain(self.accounts.values().cloned().map(Change::Account));
         let tail = self.operations.values().cloned().map(Change::Operation);
+        let tail = tail.chain(self.operators.values().cloned().map(Change::Operator));
+        let scheduler = Some(self.scheduler).filter(|one| *one != SchedulerRecord::default());
+        let tail = tail.chain(scheduler.map(Change::Scheduler));
         head.map(|change| change.row()).chain(shards).chain(tail.map(|change| change.row()))
     }
 
@@ -106,6 +113,13 @@ impl CatalogState {
             CatalogChange::OperationForgotten(request_id) => {
                 self.operations.remove(request_id);
             }
+            CatalogChange::Operator(record) => {
+                self.operators.insert(record.operator.shard_id, record.clone());
+            }
+            CatalogChange::OperatorFinished(shard_id) => {
+                self.operators.remove(shard_id);
+            }
+            CatalogChange::Scheduler(scheduler) => self.scheduler = *scheduler,
         }
     }
 

@@ -344,6 +344,107 @@ fn overlapping_shards_are_found_by_any_part_of_a_range() {
     assert_eq!(state.shards_overlapping(KeyRange::FULL).count(), 3);
 }
 
+fn replace(shard_id: ShardId, epoch: Epoch) -> Operator {
+    Operator {
+        shard_id,
+        epoch,
+        steps: vec![Step::AddLearner(node(3)), Step::RemoveReplica(node(1))],
+        reason: Reason::DeadReplica(node(1)),
+        live_voters: 2,
+    }
+}
+
+fn start(operators: Vec<Operator>) -> CatalogCommand {
+    CatalogCommand::StartOperators { operators, deadline: Timestamp(900) }
+}
+
+#[test]
+fn a_shard_has_one_operator_and_none_that_was_planned_before_it_changed() {
+    let mut state = three_zones();
+    let (_, shards) = account(&run(&mut state, create(1, "one", &[5])));
+    let first = replace(shards[0], Epoch::FIRST);
+    let started = |shards: &[ShardId]| CatalogOutcome::OperatorsStarted { shards: shards.to_vec() };
+    let both = vec![first.clone(), first.clone(), replace(shards[1], Epoch::FIRST)];
+    assert_eq!(run(&mut state, start(both.clone())), started(&shards));
+    assert_eq!(run(&mut state, start(both)), started(&[]), "a retry finds them started");
+    let number = state.operators[&shards[0]].number;
+    let finish = |number| CatalogCommand::FinishOperator { shard_id: shards[0], number };
+    run(&mut state, finish(number + 1));
+    assert!(state.operators.contains_key(&shards[0]), "that was another one");
+    run(&mut state, finish(number));
+    assert!(!state.operators.contains_key(&shards[0]));
+    let mut moved = state.shards[&shards[0]].clone();
+    moved.epoch.conf_version += 1;
+    let descriptor = Box::new(moved.clone());
+    run(&mut state, CatalogCommand::UpdateShard { descriptor });
+    assert_eq!(run(&mut state, start(vec![first])), started(&[]));
+    // The catalog may trail behind the shard that it was planned for.
+    let ahead = replace(shards[0], Epoch { conf_version: 9, ..moved.epoch });
+    assert_eq!(run(&mut state, start(vec![ahead])), started(&[shards[0]]));
+}
+
+#[test]
+fn no_two_steps_of_any_operators_give_the_same_replica_id() {
+    let mut state = three_zones();
+    let (_, shards) = account(&run(&mut state, create(1, "one", &[5])));
+    let mut ids = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let planned = shards.iter().map(|shard| replace(*shard, Epoch::FIRST)).collect();
+        run(&mut state, start(planned));
+        for shard_id in &shards {
+            let record = state.operators[shard_id].clone();
+            for step in 0..16 {
+                assert!(ids.insert(record.replica_id(step)));
+                assert_eq!(record.replica_id(step), record.replica_id(step));
+            }
+            run(
+                &mut state,
+                CatalogCommand::FinishOperator { shard_id: *shard_id, number: record.number },
+            );
+        }
+    }
+    let founders = state.shards.values().flat_map(|shard| &shard.replicas);
+    assert!(founders.into_iter().all(|founder| !ids.contains(&founder.replica_id)));
+}
+
+#[test]
+fn a_newcomer_at_a_known_address_shows_that_the_old_node_is_gone() {
+    let mut state = three_zones();
+    let CatalogCommand::RegisterNode {
+        region, zone, peer_address, client_address, version, ..
+    } = register(12, "b")
+    else {
+        panic!()
+    };
+    let wiped = CatalogCommand::RegisterNode {
+        instance: 99,
+        region,
+        zone,
+        peer_address,
+        client_address,
+        version,
+    };
+    let outcome = run(&mut state, wiped);
+    assert_eq!(outcome, CatalogOutcome::NodeRegistered { node_id: node(4) });
+    let states: Vec<NodeState> = state.nodes.values().map(|node| node.state).collect();
+    use NodeState::{Down, Joining};
+    assert_eq!(states, [Joining, Down, Joining, Joining]);
+}
+
+#[test]
+fn a_wish_outlives_a_restart_of_its_node() {
+    let mut state = three_zones();
+    let wish = CatalogCommand::SetNodeWish {
+        node_id: node(2),
+        wish: Wish::Drain,
+        maintenance_until: Some(Timestamp(70)),
+    };
+    assert_eq!(run(&mut state, wish), CatalogOutcome::NodeWishSet);
+    run(&mut state, register(12, "b"));
+    let node = &state.nodes[&node(2)];
+    assert_eq!((node.wish, node.maintenance_until), (Wish::Drain, Some(Timestamp(70))));
+}
+
 #[test]
 fn names_are_plain() {
     for name in ["a", "acme-1", "eu.north_1", "0"] {
@@ -370,17 +471,18 @@ fn any_command() -> impl Strategy<Value = CatalogCommand> {
         Epoch { incarnation, version, conf_version }
     });
     let shard = || (0_u64..12).prop_map(|counter| ShardId::new(1, counter));
-    let descriptor = (shard(), any::<u8>(), any::<u8>(), epoch.clone()).prop_map(
-        |(shard_id, start, end, epoch)| ShardDescriptor {
-            epoch,
-            ..ShardDescriptor::found(
-                shard_id,
-                KeyRange { start: cut(start), end: Some(cut(end)) },
-                DEFAULT_CLASS,
-                &[node(1)],
-            )
-        },
-    );
+    let descriptor =
+        (shard(), any::<u8>(), any::<u8>(), epoch).prop_map(|(shard_id, start, end, epoch)| {
+            ShardDescriptor {
+                epoch,
+                ..ShardDescriptor::found(
+                    shard_id,
+                    KeyRange { start: cut(start), end: Some(cut(end)) },
+                    DEFAULT_CLASS,
+                    &[node(1)],
+                )
+            }
+        });
     let bootstrapped = (6_u128..9, name())
         .prop_map(|(cluster_id, name)| CatalogCommand::Bootstrap { cluster_id, name });
     let replaces = prop::collection::vec((shard(), Just(Epoch::FIRST)), 0..3);
@@ -415,6 +517,30 @@ fn any_command() -> impl Strategy<Value = CatalogCommand> {
         ),
         2 => descriptor.prop_map(|descriptor| CatalogCommand::UpdateShard {
             descriptor: Box::new(descriptor),
+        }),
+        6 => any_placing(),
+    ]
+}
+
+/// Commands about operators, the scheduler and what is wanted of nodes.
+fn any_placing() -> impl Strategy<Value = CatalogCommand> {
+    let shard = || (0_u64..12).prop_map(|counter| ShardId::new(1, counter));
+    let epoch = (0..3_u32, 0..3_u32, 0..3_u32).prop_map(|(incarnation, version, conf_version)| {
+        Epoch { incarnation, version, conf_version }
+    });
+    prop_oneof![
+        2 => prop::collection::vec((shard(), epoch), 0..4).prop_map(|shards| {
+            start(shards.into_iter().map(|(shard, epoch)| replace(shard, epoch)).collect())
+        }),
+        1 => (shard(), 0_u64..12)
+            .prop_map(|(shard_id, number)| CatalogCommand::FinishOperator { shard_id, number }),
+        1 => (any::<bool>(), any::<Option<u32>>()).prop_map(|(is_paused, operators_max)| {
+            let scheduler =
+                SchedulerRecord { is_paused, operators_max, ..SchedulerRecord::default() };
+            CatalogCommand::SetScheduler { scheduler }
+        }),
+        1 => (1_u64..6).prop_map(|counter| CatalogCommand::SetNodeWish {
+            node_id: node(counter), wish: Wish::Leave, maintenance_until: None,
         }),
     ]
 }

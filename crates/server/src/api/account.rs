@@ -406,7 +406,10 @@ fn placements(
 }
 
 /// Proposes to the catalog. A refusal becomes a failure.
-async fn propose(call: &Call, command: CatalogCommand) -> Result<CatalogOutcome, Failure> {
+pub(super) async fn propose(
+    call: &Call,
+    command: CatalogCommand,
+) -> Result<CatalogOutcome, Failure> {
     match call.core.host.propose_catalog(command, call.deadline.remaining()).await {
         Ok(CatalogOutcome::Rejected(rejection)) => Err(refused(&rejection)),
         Ok(outcome) => Ok(outcome),

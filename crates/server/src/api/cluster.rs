@@ -235,7 +235,7 @@ async fn release_ballast(
         let answer = answer.map_err(|error| no_answer(&error.to_string()))?;
         match request::decode::<NodeReply>(&answer) {
             Ok(NodeReply::BallastReleased(released)) => released,
-            Ok(NodeReply::Status(_) | NodeReply::Shard(_)) => {
+            Ok(NodeReply::Status(_) | NodeReply::Shard(_) | NodeReply::Operated(_)) => {
                 return Err(no_answer("it answered something else"));
             }
             Err(error) => return Err(no_answer(&error.to_string())),
@@ -248,7 +248,7 @@ async fn release_ballast(
 }
 
 /// What the catalog says of a node's life, corrected by whether it answers now.
-fn node_state(state: NodeState, answers: bool) -> wire::NodeState {
+pub(super) fn node_state(state: NodeState, answers: bool) -> wire::NodeState {
     match (state, answers) {
         (NodeState::Removed, _) => wire::NodeState::Removed,
         (NodeState::Decommissioning, _) => wire::NodeState::Decommissioning,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anchorhold_proto::admin_v1::account_service_server::AccountServiceServer;
 use anchorhold_proto::admin_v1::cluster_service_server::ClusterServiceServer;
+use anchorhold_proto::admin_v1::placement_service_server::PlacementServiceServer;
 use anchorhold_proto::v1::anchor_service_server::AnchorServiceServer;
 use anchorhold_proto::v1::locate_service_server::LocateServiceServer;
 use anchorhold_proto::v1::routing_service_server::RoutingServiceServer;
@@ -19,7 +20,7 @@ use tonic_web::GrpcWebLayer;
 use tower::util::option_layer;
 
 use super::cors;
-use crate::api::{Accounts, Anchors, Cluster, Door, Locates, Routing};
+use crate::api::{Accounts, Anchors, Cluster, Door, Locates, Placement, Routing};
 use crate::config::NodeConfig;
 use crate::core::Core;
 use crate::http;
@@ -90,6 +91,7 @@ async fn serve_clients(
             .with_service_name(RoutingServiceServer::<Routing>::NAME)
             .with_service_name(AccountServiceServer::<Accounts>::NAME)
             .with_service_name(ClusterServiceServer::<Cluster>::NAME)
+            .with_service_name(PlacementServiceServer::<Placement>::NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     let (v1, v1alpha) = match (reflection().build_v1(), reflection().build_v1alpha()) {
@@ -113,7 +115,8 @@ async fn serve_clients(
         .add_service(sized!(LocateServiceServer, Locates::new(door.clone())))
         .add_service(sized!(RoutingServiceServer, Routing::new(door.clone())))
         .add_service(sized!(AccountServiceServer, Accounts::new(door.clone())))
-        .add_service(sized!(ClusterServiceServer, Cluster::new(door)))
+        .add_service(sized!(ClusterServiceServer, Cluster::new(door.clone())))
+        .add_service(sized!(PlacementServiceServer, Placement::new(door)))
         .serve_with_incoming_shutdown(listener.connections, stopped(stopping))
         .await;
     watching.abort();
@@ -151,13 +154,14 @@ async fn watch_readiness(
     reporter: HealthReporter,
     mut stopping: watch::Receiver<bool>,
 ) {
-    const SERVICES: [&str; 6] = [
+    const SERVICES: [&str; 7] = [
         "",
         AnchorServiceServer::<Anchors>::NAME,
         LocateServiceServer::<Locates>::NAME,
         RoutingServiceServer::<Routing>::NAME,
         AccountServiceServer::<Accounts>::NAME,
         ClusterServiceServer::<Cluster>::NAME,
+        PlacementServiceServer::<Placement>::NAME,
     ];
     let mut told = None;
     loop {

@@ -9,7 +9,7 @@ use crate::cluster::{Cluster, eventually, geo};
 async fn a_node_that_is_behind_never_calls_a_key_unknown_that_the_cluster_knows() {
     let mut cluster = Cluster::start(1).await;
     let key = cluster.account("a", 1).await;
-    cluster.add_node(|_| {}).await;
+    cluster.add(1).await;
     let core = cluster.nodes[1].as_ref().unwrap().core().clone();
     assert!(
         core.is_catalog_confirmed() || core.unready().is_some(),

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anchorhold_proto::admin_v1::account_service_client::AccountServiceClient;
 use anchorhold_proto::admin_v1::cluster_service_client::ClusterServiceClient;
+use anchorhold_proto::admin_v1::placement_service_client::PlacementServiceClient;
 use anchorhold_proto::admin_v1::{CreateAccountRequest, GetClusterStatusRequest};
 use anchorhold_proto::v1::anchor_service_client::AnchorServiceClient;
 use anchorhold_proto::v1::locate_service_client::LocateServiceClient;
 use anchorhold_proto::{admin_v1, v1};
-use anchorhold_server::{AdminKey, Node, NodeConfig, NodeError, NodeSeams};
+use anchorhold_server::{Addresses, AdminKey, Node, NodeConfig, NodeError, NodeSeams};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -20,10 +22,51 @@ use tonic::{Request, Status};
 const PATIENCE: Duration = Duration::from_secs(60);
 const ADMIN_KEY: &str = "aha_0123456789abcdef0123";
 
+/// A node on threads of its own: what it leaves behind when it stops, such as the connections that
+/// its peers keep open, ends with them.
+pub(crate) struct Running {
+    node: Option<Node>,
+    runtime: Option<Runtime>,
+}
+
+impl Running {
+    async fn build(config: NodeConfig) -> Result<Self, NodeError> {
+        let threads =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let mut running = Self { node: None, runtime: Some(threads.unwrap()) };
+        let build = Node::build(config, NodeSeams::real());
+        let built = running.runtime.as_ref().unwrap().spawn(build).await.unwrap();
+        running.node = Some(built?);
+        Ok(running)
+    }
+
+    async fn shutdown(mut self) {
+        let node = self.node.take().unwrap();
+        self.runtime.as_ref().unwrap().spawn(node.shutdown()).await.unwrap();
+    }
+}
+
+impl std::ops::Deref for Running {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        self.node.as_ref().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
 /// Nodes of one cluster, one a zone.
 pub(crate) struct Cluster {
-    pub(crate) nodes: Vec<Option<Node>>,
+    pub(crate) nodes: Vec<Option<Running>>,
     dirs: Vec<TempDir>,
+    addresses: Vec<Addresses>,
+    zones: Vec<usize>,
+    change: Box<dyn Fn(&mut NodeConfig) + Send + Sync>,
 }
 
 /// Adds a key to each request.
@@ -79,30 +122,47 @@ impl Cluster {
     }
 
     /// A cluster of nodes with other settings, healthy.
-    pub(crate) async fn start_with(nodes: usize, change: impl Fn(&mut NodeConfig)) -> Self {
-        let mut cluster = Self { nodes: Vec::new(), dirs: Vec::new() };
-        for _ in 0..nodes {
-            cluster.add_node(&change).await;
+    pub(crate) async fn start_with(
+        nodes: usize,
+        change: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_in_zones(&(0..nodes).collect::<Vec<_>>(), change).await
+    }
+
+    /// A cluster with a node in each of these zones, healthy.
+    pub(crate) async fn start_in_zones(
+        zones: &[usize],
+        change: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
+    ) -> Self {
+        let change = Box::new(change);
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            dirs: Vec::new(),
+            addresses: Vec::new(),
+            zones: Vec::new(),
+            change,
+        };
+        for zone in zones {
+            cluster.add(*zone).await;
         }
         cluster.wait_healthy().await;
         cluster
     }
 
-    /// Starts one more node in a zone of its own; returns before it has caught up.
-    pub(crate) async fn add_node(&mut self, change: impl Fn(&mut NodeConfig)) {
+    /// Adds a node to a zone.
+    pub(crate) async fn add(&mut self, zone: usize) {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = config(&dir, self.nodes.len());
-        change(&mut config);
-        match self.nodes.first() {
+        let mut config = config(&dir, zone);
+        (self.change)(&mut config);
+        match self.nodes.iter().flatten().next() {
             None => config.bootstrap = Some("test".to_owned()),
-            Some(first) => {
-                let first = first.as_ref().unwrap();
-                config.join = vec![first.addresses().peer.to_string()];
-            }
+            Some(first) => config.join = vec![first.addresses().peer.to_string()],
         }
-        let node = Node::build(config, NodeSeams::real()).await.unwrap();
+        let node = Running::build(config).await.unwrap();
+        self.addresses.push(node.addresses());
         self.nodes.push(Some(node));
         self.dirs.push(dir);
+        self.zones.push(zone);
     }
 
     /// Where a node keeps everything.
@@ -127,7 +187,8 @@ impl Cluster {
             );
             let status = client.get_cluster_status(GetClusterStatusRequest {}).await.ok()?;
             let status = status.into_inner();
-            let all = usize::try_from(status.nodes_up).unwrap() == self.nodes.len();
+            let running = self.nodes.iter().flatten().count();
+            let all = usize::try_from(status.nodes_up).unwrap() == running;
             (all && status.health() == admin_v1::Health::Healthy).then_some(())
         })
         .await;
@@ -145,6 +206,11 @@ impl Cluster {
     pub(crate) fn accounts(&self, node: usize) -> AccountServiceClient<Authorized> {
         let key = Key(ADMIN_KEY.to_owned());
         AccountServiceClient::with_interceptor(self.channel(node), key)
+    }
+
+    pub(crate) fn placement(&self, node: usize) -> PlacementServiceClient<Authorized> {
+        let key = Key(ADMIN_KEY.to_owned());
+        PlacementServiceClient::with_interceptor(self.channel(node), key)
     }
 
     pub(crate) fn anchors(&self, node: usize, key: &str) -> AnchorServiceClient<Authorized> {
@@ -170,15 +236,19 @@ impl Cluster {
         self.nodes[node].take().unwrap().shutdown().await;
     }
 
-    /// Starts a stopped node on its old directory.
+    /// Starts a stopped node on its old directory, at its old addresses: nodes that change theirs
+    /// all at once do not find each other.
     pub(crate) async fn restart(&mut self, node: usize) {
         // The last task of the old node may still hold the log for a moment.
         let node_again = eventually("the node starts again", || {
-            let config = config(&self.dirs[node], node);
+            let mut config = config(&self.dirs[node], self.zones[node]);
+            (self.change)(&mut config);
+            config.client_address = self.addresses[node].client;
+            config.peer_address = self.addresses[node].peer;
             async move {
-                match Node::build(config, NodeSeams::real()).await {
+                match Running::build(config).await {
                     Ok(node) => Some(node),
-                    Err(NodeError::Store { store: "log", .. }) => None,
+                    Err(NodeError::Store { store: "log", .. } | NodeError::Listen { .. }) => None,
                     Err(error) => panic!("{error}"),
                 }
             }

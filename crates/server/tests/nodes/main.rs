@@ -4,6 +4,7 @@
 
 mod cluster;
 mod access;
+mod healing;
 mod anchors;
 mod locate;
 mod scrub;

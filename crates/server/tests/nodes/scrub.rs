@@ -8,7 +8,9 @@ async fn a_damaged_snapshot_file_is_found_told_and_replaced() {
     cluster.account("scrub", 1).await;
     let snapshots = cluster.dir(0).join("snapshots");
     let files = std::fs::read_dir(&snapshots).unwrap();
-    let path = files.map(|entry| entry.unwrap().path()).max().expect("the shard's founding file");
+    let files = files.map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|ending| ending == "snap"));
+    let path = files.max().expect("the shard's founding file");
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x40;

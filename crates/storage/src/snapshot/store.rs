@@ -5,6 +5,7 @@
 //! | `<shard>-<incarnation>-<term>-<index>.snap` | a complete snapshot; 16, 8, 16 and 16 hex digits; `none` stands for term and index before the first entry |
 //! | `<such a name>.tmp` | being written |
 //! | `<digest>.part` | being received |
+//! | `<shard>-<incarnation>.card` | what the node knows of its replica, see `card` |
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -183,7 +184,7 @@ pub(super) fn file_name(header: &SnapshotHeader) -> String {
     }
 }
 
-fn group_prefix(group: GroupId) -> String {
+pub(super) fn group_prefix(group: GroupId) -> String {
     format!("{:016x}-{:08x}-", group.shard, group.incarnation)
 }
 

@@ -1,0 +1,358 @@
+//! How replicas come to a node and leave it.
+//!
+//! Which replicas a node has is what its snapshot files say; a replica begins with a file without a
+//! position, and is gone when its last file is. Its [`Card`] says which of its shard's replicas it
+//! is and whether it may found. Two ways to begin: *founded*, as the catalog says at a shard's first
+//! epoch, and *created*, empty, because the shard's leader asks for it; the latter takes part only
+//! as it is told. One way to end: a later descriptor, of the catalog or of the shard's leader, does
+//! not name it.
+//!
+//! Every step may be cut by a crash: the card is written first at both ends, a half-made replica is
+//! made again, a half-removed one is removed at the next start.
+//!
+//! Not here: who decides where replicas live (`placement`), the shard's side (`members`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_model::catalog::{CatalogState, ClassKind};
+use anchorhold_model::{Epoch, KeyRange, ReplicaId, ShardDescriptor, ShardId, ShardState};
+use anchorhold_storage::snapshot::SnapshotHeader;
+use anchorhold_storage::{Batch, DiskState, GroupId, LogWrite, StateError};
+
+use super::{CATALOG_GROUP, Host};
+use crate::Identity;
+use crate::card::Card;
+use crate::fence;
+use crate::keys;
+use crate::machine::{Header, damaged};
+use crate::replica::{NodeParts, Replica};
+use crate::snapshot::SnapshotContent;
+use crate::wire::{self, WireStoredMembership};
+
+/// Wait before the preferred first leader founds a group: the others need to hear of it too.
+const FOUND_PREFERRED_AFTER: Duration = Duration::from_millis(150);
+/// Wait before any other voter founds it in its place.
+const FOUND_OTHERS_AFTER: Duration = Duration::from_secs(5);
+impl Host {
+    pub(super) async fn open_known_replicas(&self) -> Result<(), StateError> {
+        let parts = &self.inner.parts;
+        let snapshots = &parts.seams.snapshots;
+        for group in snapshots.groups().map_err(damaged)? {
+            if group == CATALOG_GROUP {
+                continue;
+            }
+            let card = Card::read(snapshots, group).unwrap_or_else(|error| {
+                // What the snapshot file names is still known, and founds nothing.
+                tracing::error!(shard = group.shard, %error, "a replica's card is damaged");
+                None
+            });
+            if card.is_some_and(|card| card.is_gone) {
+                self.erase(group, known_range(parts, group)?).await?;
+                continue;
+            }
+            let replica_id = match card {
+                Some(card) => Some(ReplicaId(card.replica_id)),
+                None => own_replica_id(parts, &self.inner.identity, group)?,
+            };
+            let Some(replica_id) = replica_id else {
+                tracing::warn!(shard = group.shard, "a snapshot file names no replica here");
+                continue;
+            };
+            fence::close_if_forgotten(&parts.seams.log, group).await?;
+            self.open(group, replica_id, card.is_some_and(|card| card.may_found)).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        group: GroupId,
+        replica_id: ReplicaId,
+        may_found: bool,
+    ) -> Result<(), StateError> {
+        let replica = Replica::open(&self.inner.parts, group, replica_id).await?;
+        self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
+        if may_found {
+            tokio::spawn(found_if_nobody_did(replica));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn reconcile_forever(self) {
+        let mut catalog = self.catalog();
+        loop {
+            self.learn_addresses();
+            let wanted = catalog.borrow_and_update().clone();
+            if let Err(error) = self.reconcile(&wanted).await {
+                self.inner.parts.seams.exit.exit(&format!("a replica cannot be kept: {error}"));
+                return;
+            }
+            if catalog.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Removes replicas of shards that are gone and those that their shards have removed, founds
+    /// those that should be here from the first moment.
+    async fn reconcile(&self, catalog: &CatalogState) -> Result<(), StateError> {
+        let _changing = self.inner.changing.lock().await;
+        for replica in self.replicas() {
+            let shard_id = replica.shard_id();
+            if catalog.removed_shards.contains(&shard_id) {
+                self.destroy(&replica, "its shard is gone").await?;
+            } else if let Some(descriptor) = catalog.shards.get(&shard_id)
+                && self.card_of(&replica).is_left_out_by(replica.group(), descriptor)
+            {
+                self.destroy(&replica, "its shard has removed it").await?;
+            }
+        }
+        for descriptor in catalog.shards.values() {
+            let here = descriptor.replica_on(self.inner.identity.node_id);
+            let Some(own) = here else { continue };
+            let is_first = descriptor.epoch == Epoch::FIRST;
+            if is_first && self.replica(descriptor.shard_id).is_none() {
+                self.found(descriptor, own.replica_id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a replica that may found its group, unless it was here before: a catalog copy may be
+    /// older than what became of it.
+    async fn found(
+        &self,
+        descriptor: &ShardDescriptor,
+        replica_id: ReplicaId,
+    ) -> Result<(), StateError> {
+        let group = group_of(descriptor);
+        match Card::read(&self.inner.parts.seams.snapshots, group) {
+            Ok(card) if card.is_none_or(|card| card.allows(replica_id)) => {}
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                // Nobody knows what was here: the shard's leader makes another replica in its place.
+                tracing::error!(shard = group.shard, %error, "a replica's card is damaged");
+                return Ok(());
+            }
+        }
+        self.begin(descriptor, replica_id, true).await
+    }
+
+    /// Makes an empty replica because the shard's leader asks for it. Asking again changes nothing.
+    ///
+    /// # Errors
+    /// Why there is none, for the shard's leader.
+    pub(crate) async fn create_replica(
+        &self,
+        descriptor: &ShardDescriptor,
+        replica_id: ReplicaId,
+    ) -> Result<(), String> {
+        let _changing = self.inner.changing.lock().await;
+        self.may_hold(descriptor)?;
+        let group = group_of(descriptor);
+        let read = Card::read(&self.inner.parts.seams.snapshots, group);
+        let card = read.map_err(|error| error.to_string())?;
+        if card.is_some_and(|card| !card.allows(replica_id)) {
+            return Err(format!("{replica_id} was on this node and is gone"));
+        }
+        if let Some(other) = self.replica(descriptor.shard_id) {
+            if other.group() == group && other.replica_id() == replica_id {
+                return Ok(());
+            }
+            // One that an operator left behind before it became a member.
+            let is_left = other.group() == group
+                && other.replica_id() < replica_id
+                && !other.knows_itself_as_member()
+                && descriptor.replica(other.replica_id()).is_none();
+            if !is_left {
+                return Err(format!("{} of the shard is on this node", other.replica_id()));
+            }
+            let destroyed = self.destroy(&other, "another one takes its place").await;
+            destroyed.map_err(|error| error.to_string())?;
+        }
+        self.begin(descriptor, replica_id, false).await.map_err(|error| error.to_string())
+    }
+
+    /// Whether this node may get a replica of a shard, whoever says so.
+    fn may_hold(&self, descriptor: &ShardDescriptor) -> Result<(), String> {
+        let catalog = self.catalog().borrow().clone();
+        if catalog.removed_shards.contains(&descriptor.shard_id) {
+            return Err("the shard is gone".to_owned());
+        }
+        let class = catalog.classes.get(&descriptor.class).map(|class| &class.kind);
+        if let Some(ClassKind::Pinned { residency }) = class
+            && !residency.contains(&self.inner.node.region)
+        {
+            return Err("this node is outside the residency set of the class".to_owned());
+        }
+        if self.fitness().report().disk != DiskState::Normal {
+            return Err("the disk of this node has no room for more replicas".to_owned());
+        }
+        let overlaps = |replica: &Arc<Replica>| {
+            replica.shard_id() != descriptor.shard_id
+                && replica.state().descriptor.range.overlaps(&descriptor.range)
+        };
+        match self.replicas().into_iter().find(overlaps) {
+            Some(other) => Err(format!("{} owns some of its keys here", other.shard_id())),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a replica away because a descriptor of its shard does not name it any more.
+    ///
+    /// # Errors
+    /// Why it stays.
+    pub(crate) async fn remove_replica(&self, descriptor: &ShardDescriptor) -> Result<(), String> {
+        let _changing = self.inner.changing.lock().await;
+        let group = group_of(descriptor);
+        let Some(replica) = self.replica_of_group(group) else { return Ok(()) };
+        if !self.card_of(&replica).is_left_out_by(group, descriptor) {
+            return Err(format!("{} is not proven to be gone", replica.replica_id()));
+        }
+        let destroyed = self.destroy(&replica, "its shard has removed it").await;
+        destroyed.map_err(|error| error.to_string())
+    }
+
+    /// A replica's card; of one that was made without, or whose card is damaged, one that says that
+    /// it is there from the beginning.
+    fn card_of(&self, replica: &Replica) -> Card {
+        let known = Card::read(&self.inner.parts.seams.snapshots, replica.group());
+        known.ok().flatten().unwrap_or(Card {
+            replica_id: replica.replica_id().0,
+            made_at: Epoch::FIRST.conf_version,
+            may_found: false,
+            is_gone: false,
+        })
+    }
+
+    async fn begin(
+        &self,
+        descriptor: &ShardDescriptor,
+        replica_id: ReplicaId,
+        may_found: bool,
+    ) -> Result<(), StateError> {
+        let group = group_of(descriptor);
+        let parts = &self.inner.parts;
+        let card = Card {
+            replica_id: replica_id.0,
+            made_at: descriptor.epoch.conf_version,
+            may_found,
+            is_gone: false,
+        };
+        card.write(&parts.seams.snapshots, group)?;
+        write_founding_file(parts, group, Some(ShardState::new(descriptor.clone())))?;
+        self.open(group, replica_id, may_found).await
+    }
+
+    /// Removes a replica for good.
+    async fn destroy(&self, replica: &Arc<Replica>, why: &str) -> Result<(), StateError> {
+        let (shard, group) = (replica.shard_id(), replica.group());
+        tracing::info!(%shard, replica = %replica.replica_id(), "removing a replica: {why}");
+        let card = Card { is_gone: true, ..self.card_of(replica) };
+        card.write(&self.inner.parts.seams.snapshots, group)?;
+        self.inner.replicas.write().remove(&shard);
+        replica.stop(why).await;
+        self.inner.parts.listener.removed(shard);
+        self.erase(group, replica.state().descriptor.range).await
+    }
+
+    /// Removes what is left of a replica. Its file goes last: until then a restart does this again.
+    async fn erase(&self, group: GroupId, range: KeyRange) -> Result<(), StateError> {
+        self.clear_rows(ShardId(group.shard), range).await?;
+        let (done, waiting) = tokio::sync::oneshot::channel();
+        let write = LogWrite::Drop { group };
+        self.inner.parts.seams.log.submit(write, Box::new(move |result| drop(done.send(result))));
+        if let Ok(Err(error)) = waiting.await {
+            return Err(damaged(error));
+        }
+        self.inner.parts.seams.snapshots.remove_group(group).map_err(damaged)?;
+        Ok(())
+    }
+
+    /// Removes a replica's rows, off the async threads: a large range takes seconds. The mark of an
+    /// unfinished load is durable first, so that whatever a crash leaves of the range is garbage.
+    async fn clear_rows(&self, shard: ShardId, range: KeyRange) -> Result<(), StateError> {
+        let state = self.inner.parts.seams.state.clone();
+        let (done, cleared) = tokio::sync::oneshot::channel();
+        let clear = move || {
+            state.commit(Batch { rows: vec![(keys::installing(shard), Some(vec![1]))] })?;
+            state.checkpoint()?;
+            let (start, end) = keys::records(range);
+            let rows = state.clear(&start[..]..&end[..])?;
+            let marks = vec![(keys::header(shard), None), (keys::installing(shard), None)];
+            state.commit(Batch { rows: marks })?;
+            state.checkpoint()?;
+            Ok(rows)
+        };
+        let work = Box::new(move || drop(done.send(clear())));
+        self.inner.parts.seams.offload.spawn(work).await;
+        let rows = cleared.await.map_err(damaged)??;
+        tracing::info!(?shard, rows, "the rows of a replica that is gone are removed");
+        Ok(())
+    }
+}
+
+/// The group that a descriptor is of.
+fn group_of(descriptor: &ShardDescriptor) -> GroupId {
+    GroupId { shard: descriptor.shard_id.0, incarnation: descriptor.epoch.incarnation }
+}
+
+/// The keys that a replica which is not open owned last: as its rows say, else its file.
+fn known_range(parts: &NodeParts, group: GroupId) -> Result<KeyRange, StateError> {
+    let stored = parts.seams.state.get(&keys::header(ShardId(group.shard)))?;
+    let stored = stored.and_then(|row| wire::decode::<Header>("a header row", &row).ok());
+    if let Some(shard) = stored.and_then(|header| header.shard) {
+        return Ok(shard.descriptor.range);
+    }
+    let file = parts.seams.snapshots.latest(group).map_err(damaged)?;
+    let shard = file.and_then(|file| {
+        wire::decode::<SnapshotContent>("a snapshot's header", &file.header.meta).ok()?.shard
+    });
+    Ok(shard.map_or(KeyRange::EMPTY, |shard| shard.descriptor.range))
+}
+
+/// Founds a group that has no members yet: its preferred first leader does so at once, any other
+/// voter if that one does not. Done at every start, because a crash may have come before it.
+async fn found_if_nobody_did(replica: Arc<Replica>) {
+    let preferred = replica.state().descriptor.replicas.first().map(|first| first.replica_id);
+    let is_preferred = preferred == Some(replica.replica_id());
+    tokio::time::sleep(if is_preferred { FOUND_PREFERRED_AFTER } else { FOUND_OTHERS_AFTER }).await;
+    if replica.fence().is_some() {
+        return; // What it knows of the group is lost, not missing.
+    }
+    if !replica.raft().is_initialized().await.unwrap_or(true) {
+        replica.found().await;
+    }
+}
+
+/// The replica of this node that a group's snapshot file names.
+fn own_replica_id(
+    parts: &NodeParts,
+    identity: &Identity,
+    group: GroupId,
+) -> Result<Option<ReplicaId>, StateError> {
+    let Some(file) = parts.seams.snapshots.latest(group).map_err(damaged)? else { return Ok(None) };
+    let content: SnapshotContent =
+        wire::decode("a snapshot's header", &file.header.meta).map_err(damaged)?;
+    let descriptor = content.shard.map(|shard| shard.descriptor);
+    let own = descriptor.and_then(|descriptor| descriptor.replica_on(identity.node_id));
+    Ok(own.map(|replica| replica.replica_id))
+}
+
+/// Writes the file that makes a group exist on this node.
+pub(super) fn write_founding_file(
+    parts: &NodeParts,
+    group: GroupId,
+    shard: Option<ShardState>,
+) -> Result<(), StateError> {
+    let content = SnapshotContent { membership: WireStoredMembership::default(), shard };
+    let header = SnapshotHeader {
+        format: wire::FORMAT_VERSION,
+        group,
+        position: None,
+        meta: wire::encode(&content).to_vec(),
+    };
+    let writer = parts.seams.snapshots.create(header).map_err(damaged)?;
+    writer.finish().map_err(damaged).map(drop)
+}

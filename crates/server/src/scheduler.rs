@@ -1,0 +1,219 @@
+//! Keeps the cluster as it should be: the node that leads the catalog looks at all nodes every
+//! second, moves them on in their lives, plans, and sees to it that what was planned is done.
+//!
+//! ```text
+//! ask all nodes ─▶ view ─▶ node states ─▶ catalog
+//!                    └───▶ plan ─▶ operators ─▶ catalog ─▶ a task each: ask the shard's leader
+//! ```
+//!
+//! What is seen is soft state: a new leader of the catalog has all of it after one look. What is
+//! decided is in the catalog: it goes on where the old one died. Silence counts from when a node
+//! began to lead the catalog.
+//!
+//! Not here: what to do (`placement`), how a step is taken ([`operate`]).
+
+mod observe;
+pub mod operate;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_model::catalog::{
+    CatalogCommand, CatalogOutcome, CatalogState, NodeState, OperatorRecord,
+};
+use anchorhold_model::{NodeId, ShardId, Timestamp};
+use anchorhold_placement::{Operator, Step, plan};
+use tokio::task::JoinHandle;
+
+use self::observe::Observer;
+use crate::config::PlacementSettings;
+use crate::core::Core;
+use crate::survey::Survey;
+
+/// How often a node that does not lead the catalog looks whether it does.
+const IDLE_INTERVAL: Duration = Duration::from_millis(200);
+/// Longest wait for one catalog command.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an operator that only moves a leader may take.
+const TRANSFER_MS_MAX: u64 = 15_000;
+/// How long a shard whose operator was given up is left alone.
+const REST_MS: u64 = 5_000;
+
+/// What the node that leads the catalog remembers from look to look.
+struct Scheduler {
+    core: Arc<Core>,
+    settings: PlacementSettings,
+    observer: Observer,
+    /// The operators that are seen to, by shard and number.
+    tasks: BTreeMap<(ShardId, u64), JoinHandle<()>>,
+    /// Shards whose operator was given up, and until when they are left alone.
+    resting: BTreeMap<ShardId, Timestamp>,
+    rounds: u64,
+}
+
+impl Core {
+    /// Keeps the cluster as it should be while this node leads the catalog, for ever.
+    pub async fn schedule_forever(self: Arc<Self>) {
+        loop {
+            if self.host.catalog_replica().is_leader() {
+                Scheduler::new(Arc::clone(&self)).lead().await;
+            }
+            tokio::time::sleep(IDLE_INTERVAL).await;
+        }
+    }
+}
+
+impl Scheduler {
+    fn new(core: Arc<Core>) -> Self {
+        let settings = core.placement.clone();
+        let observer = Observer::new(&core, settings.lifecycle());
+        Self {
+            core,
+            settings,
+            observer,
+            tasks: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            rounds: 0,
+        }
+    }
+
+    async fn lead(mut self) {
+        tracing::info!("this node leads the catalog and looks after the cluster");
+        let interval = Duration::from_millis(self.settings.interval_ms);
+        while self.core.host.catalog_replica().is_leader() {
+            self.look().await;
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    /// One look, and what follows from it.
+    async fn look(&mut self) {
+        let survey = self.core.survey().await;
+        let now = self.observer.now();
+        let changes = self.observer.look(&survey, now);
+        for (node_id, state) in changes {
+            tracing::info!(%node_id, ?state, "a node moves on");
+            self.propose(CatalogCommand::SetNodeState { node_id, state }).await;
+        }
+        let catalog = self.core.catalog();
+        self.give_up_hopeless(&catalog, now).await;
+        self.see_to_operators(&catalog);
+        if catalog.scheduler.is_paused || !self.observer.has_listened(now) {
+            return;
+        }
+        let operators = self.plan(&survey, &catalog, now);
+        self.start(operators, now).await;
+        self.see_to_operators(&self.core.catalog());
+    }
+
+    fn plan(&mut self, survey: &Survey, catalog: &CatalogState, now: Timestamp) -> Vec<Operator> {
+        let config = self.settings.planning(&catalog.scheduler);
+        let changed = self.observer.changed(survey, now);
+        let view = view::cluster_view(survey, catalog, &self.settings, &changed);
+        self.rounds += 1;
+        let plan = plan(&view, &config, now, self.rounds);
+        for (why, count) in &plan.refused {
+            tracing::debug!(why, count, "some shards could use a change and get none");
+        }
+        self.resting.retain(|_, until| now < *until);
+        let mut operators = plan.operators;
+        operators.retain(|operator| !self.resting.contains_key(&operator.shard_id));
+        operators
+    }
+
+    async fn start(&self, operators: Vec<Operator>, now: Timestamp) {
+        let is_short = |operator: &Operator| {
+            operator.steps.iter().all(|step| matches!(step, Step::TransferLeader(_)))
+        };
+        let (short, long): (Vec<Operator>, Vec<Operator>) =
+            operators.into_iter().partition(is_short);
+        let kinds = [(short, TRANSFER_MS_MAX), (long, self.settings.operator_ms_max)];
+        for (operators, ms_max) in kinds {
+            if operators.is_empty() {
+                continue;
+            }
+            for operator in &operators {
+                tracing::info!(%operator, "planned");
+            }
+            let deadline = Timestamp(now.0.saturating_add(ms_max));
+            self.propose(CatalogCommand::StartOperators { operators, deadline }).await;
+        }
+    }
+
+    /// Gives up operators whose time is up or whose newcomer is away.
+    async fn give_up_hopeless(&mut self, catalog: &CatalogState, now: Timestamp) {
+        let is_away = |node_id: NodeId| {
+            let state = catalog.nodes.get(&node_id).map(|node| node.state);
+            !matches!(state, Some(NodeState::Up | NodeState::Joining | NodeState::Returning))
+        };
+        for record in catalog.operators.values() {
+            let why = if record.deadline <= now {
+                "its time is up"
+            } else if record.operator.added().any(is_away) && !has_joined(catalog, record) {
+                "the new replica's node is away"
+            } else {
+                continue;
+            };
+            tracing::warn!(operator = %record.operator, "given up: {why}");
+            self.finish(record, now).await;
+        }
+    }
+
+    async fn finish(&mut self, record: &OperatorRecord, now: Timestamp) {
+        let shard_id = record.operator.shard_id;
+        self.resting.insert(shard_id, Timestamp(now.0 + REST_MS));
+        let command = CatalogCommand::FinishOperator { shard_id, number: record.number };
+        self.propose(command).await;
+    }
+
+    /// Has a task for each operator under way, and none else.
+    fn see_to_operators(&mut self, catalog: &CatalogState) {
+        let under_way: BTreeSet<(ShardId, u64)> = catalog
+            .operators
+            .values()
+            .map(|record| (record.operator.shard_id, record.number))
+            .collect();
+        self.tasks.retain(|key, task| {
+            let stays = under_way.contains(key) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for record in catalog.operators.values() {
+            let key = (record.operator.shard_id, record.number);
+            let (core, record) = (Arc::clone(&self.core), record.clone());
+            self.tasks
+                .entry(key)
+                .or_insert_with(|| tokio::spawn(operate::see_through(core, record)));
+        }
+    }
+
+    async fn propose(&self, command: CatalogCommand) {
+        match self.core.host.propose_catalog(command, PROPOSE_TIMEOUT).await {
+            Ok(CatalogOutcome::Rejected(rejection)) => {
+                tracing::warn!(%rejection, "the catalog refuses what was decided");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the catalog did not take what was decided"),
+        }
+    }
+}
+
+/// Whether the newcomers of an operator vote already: then it only cleans up.
+fn has_joined(catalog: &CatalogState, record: &OperatorRecord) -> bool {
+    let Some(shard) = catalog.shards.get(&record.operator.shard_id) else { return false };
+    let votes = |node_id: NodeId| shard.voters().any(|voter| voter.node_id == node_id);
+    record.operator.added().all(votes)
+}
+
+/// Whoever stops leading the catalog lets go of the operators; the next one takes them up.
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        for task in self.tasks.values() {
+            task.abort();
+        }
+    }
+}

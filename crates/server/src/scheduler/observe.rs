@@ -1,0 +1,160 @@
+//! What the node that leads the catalog observes of the others, and the states that follow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_consensus::Clock;
+use anchorhold_model::catalog::{NodeRecord, NodeState};
+use anchorhold_model::{Epoch, NodeId, ReplicaId, ShardId, Timestamp};
+use anchorhold_placement::lifecycle::{
+    LifecycleConfig, NodeLife, Observation, is_zone_event, step,
+};
+
+use crate::core::Core;
+use crate::survey::{ShardSurvey, Survey};
+
+/// Entries that a replica may lack and still count as caught up.
+const LAG_ENTRIES_MAX: u64 = 128;
+
+/// Remembers from look to look.
+pub(super) struct Observer {
+    config: LifecycleConfig,
+    clock: Arc<dyn Clock>,
+    /// Wall-clock and monotonic time when it began.
+    began: (Timestamp, Duration),
+    heard: BTreeMap<NodeId, Timestamp>,
+    steady_since: BTreeMap<NodeId, Timestamp>,
+    epochs: BTreeMap<ShardId, (Epoch, Timestamp)>,
+}
+
+impl Observer {
+    pub(super) fn new(core: &Core, config: LifecycleConfig) -> Self {
+        let clock = Arc::clone(&core.clock);
+        let began = (clock.wall(), clock.monotonic());
+        Self {
+            config,
+            clock,
+            began,
+            heard: BTreeMap::new(),
+            steady_since: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+        }
+    }
+
+    /// The time: near the wall clock's, but it neither jumps nor goes back while this node leads
+    /// the catalog.
+    pub(super) fn now(&self) -> Timestamp {
+        let (wall, monotonic) = self.began;
+        let passed = self.clock.monotonic().saturating_sub(monotonic);
+        Timestamp(wall.0.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Whether it has listened long enough to tell a silent node from one that was not asked yet.
+    pub(super) fn has_listened(&self, now: Timestamp) -> bool {
+        self.began.0.0.saturating_add(self.config.suspect_ms) <= now.0
+    }
+
+    /// Takes a look in, and says which nodes are in another state now.
+    pub(super) fn look(&mut self, survey: &Survey, now: Timestamp) -> Vec<(NodeId, NodeState)> {
+        for node_id in survey.reports.keys() {
+            self.heard.insert(*node_id, now);
+        }
+        let shards = survey.shards();
+        let mut changes = Vec::new();
+        for node in survey.nodes() {
+            let seen = self.observe(survey, &shards, node, now);
+            let steady_since = self.steady_since.get(&node.node_id).copied();
+            let life = step(NodeLife { state: node.state, steady_since }, &seen, now, &self.config);
+            match life.steady_since {
+                Some(since) => self.steady_since.insert(node.node_id, since),
+                None => self.steady_since.remove(&node.node_id),
+            };
+            if life.state != node.state {
+                changes.push((node.node_id, life.state));
+            }
+        }
+        changes
+    }
+
+    fn observe(
+        &self,
+        survey: &Survey,
+        shards: &[ShardSurvey<'_>],
+        node: &NodeRecord,
+        now: Timestamp,
+    ) -> Observation {
+        let heard = self.heard.get(&node.node_id).copied();
+        let last_heard = heard.or_else(|| self.silent_since(node.state));
+        let neighbours = survey.nodes().filter(|other| {
+            (&other.region, &other.zone) == (&node.region, &node.zone)
+                && other.state != NodeState::Joining
+        });
+        let heard_of =
+            |other: &NodeRecord| self.heard.get(&other.node_id).copied().unwrap_or(self.began.0);
+        let zone: Vec<Timestamp> = neighbours.map(heard_of).collect();
+        let held =
+            shards.iter().filter(|shard| shard.descriptor.replica_on(node.node_id).is_some());
+        Observation {
+            last_heard,
+            is_caught_up: held.clone().all(|shard| is_caught_up(shard, node.node_id)),
+            replicas: held.count() as u64,
+            is_zone_event: is_zone_event(&zone, now, &self.config),
+            wish: node.wish,
+            maintenance_until: node.maintenance_until,
+        }
+    }
+
+    /// What counts as the last word of a node that has not been heard since this node began to
+    /// listen: silence counts from there, and a node that was silent before is not taken for heard.
+    fn silent_since(&self, state: NodeState) -> Option<Timestamp> {
+        let began = self.began.0;
+        match state {
+            NodeState::Joining | NodeState::Down | NodeState::Removed => None,
+            NodeState::Suspect => Some(Timestamp(began.0.saturating_sub(self.config.suspect_ms))),
+            NodeState::Up
+            | NodeState::Returning
+            | NodeState::Draining
+            | NodeState::Decommissioning => Some(began),
+        }
+    }
+
+    /// When the shards' members or bounds were last seen to change; nothing for those that have not
+    /// since this node began to look.
+    pub(super) fn changed(
+        &mut self,
+        survey: &Survey,
+        now: Timestamp,
+    ) -> BTreeMap<ShardId, Timestamp> {
+        let mut changed = BTreeMap::new();
+        for shard in survey.shards() {
+            let descriptor = &shard.descriptor;
+            let (epoch, at) =
+                self.epochs.entry(descriptor.shard_id).or_insert((descriptor.epoch, Timestamp(0)));
+            if *epoch != descriptor.epoch {
+                (*epoch, *at) = (descriptor.epoch, now);
+            }
+            changed.insert(descriptor.shard_id, *at);
+        }
+        self.epochs.retain(|shard_id, _| changed.contains_key(shard_id));
+        changed
+    }
+}
+
+/// Whether a node's replica has what the shard's leader has. Without a leader nobody can tell.
+fn is_caught_up(shard: &ShardSurvey<'_>, node_id: NodeId) -> bool {
+    let Some((leader_node, leader)) = shard.leader else { return true };
+    let Some(replica) = shard.descriptor.replica_on(node_id) else { return true };
+    leader_node == node_id
+        || lag_entries(leader.last_index, &leader.matched, replica.replica_id) <= LAG_ENTRIES_MAX
+}
+
+/// Entries that a replica lacks, as its leader knows; as many as can be if it never said.
+pub(super) fn lag_entries(
+    last: Option<u64>,
+    matched: &[(ReplicaId, Option<u64>)],
+    replica_id: ReplicaId,
+) -> u64 {
+    let matched = matched.iter().find(|(id, _)| *id == replica_id).and_then(|(_, at)| *at);
+    matched.map_or(u64::MAX, |matched| last.unwrap_or(0).saturating_sub(matched))
+}

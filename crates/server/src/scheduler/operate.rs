@@ -1,0 +1,233 @@
+//! Sees an operator through. The node that leads the catalog asks the shard's leader, again and
+//! again; that one reads off its own group how far the operator has come and takes the next step.
+//!
+//! Nothing is lost if either dies: the operator is in the catalog, its progress in the shard. The
+//! shard's leader takes steps only of the operator that its own copy of the catalog has under way,
+//! and each step only if the members are still those that it looked at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_consensus::{MemberChange, Replica};
+use anchorhold_model::catalog::{CatalogCommand, OperatorRecord, Step};
+use anchorhold_model::{NodeId, ShardId};
+use anchorhold_placement::{ShardNow, progress};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::core::Core;
+use crate::request::{self, NodeReply, NodeRequest};
+
+/// Time between two questions.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// Wait after a step that could not be taken.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long the shard's leader may take to answer; it does not wait for the step.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the catalog.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How an operator stands, as the shard's leader says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// All its steps are taken.
+    Through,
+    /// A step is being taken, or waited for.
+    Working {
+        /// Which, and what was in the way last.
+        what: String,
+    },
+    /// Another replica leads.
+    NotLeader {
+        /// Its node, if known.
+        leader: Option<NodeId>,
+    },
+    /// The shard is not what it was planned for any more.
+    Moved,
+    /// This node's copy of the catalog does not have the operator.
+    Unknown,
+}
+
+/// Steps that are being taken on this node, and what was in the way of the last ones.
+#[derive(Default)]
+pub struct Steps {
+    running: Mutex<BTreeMap<(ShardId, u64), String>>,
+}
+
+/// Sees to it that an operator comes to its end, and takes it out of the catalog then.
+pub(super) async fn see_through(core: Arc<Core>, record: OperatorRecord) {
+    let shard = record.operator.shard_id;
+    let mut hint = None;
+    let mut said = String::new();
+    loop {
+        let leader = hint.take().or_else(|| core.routes.leader(shard));
+        let standing = match leader.or_else(|| some_member(&core, shard)) {
+            Some(node) => ask(&core, node, &record).await,
+            None => None,
+        };
+        match standing {
+            Some(Standing::Through) => {
+                tracing::info!(operator = %record.operator, "done");
+                break;
+            }
+            Some(Standing::Moved) => {
+                tracing::info!(operator = %record.operator, "the shard has moved on");
+                break;
+            }
+            Some(Standing::NotLeader { leader }) => {
+                core.routes.set_leader(shard, leader);
+                hint = leader;
+            }
+            Some(Standing::Working { what }) => {
+                hint = leader;
+                if said != what {
+                    tracing::info!(operator = %record.operator, what, "under way");
+                }
+                said = what;
+            }
+            Some(Standing::Unknown) => hint = leader,
+            None => core.routes.set_leader(shard, None),
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+    let command = CatalogCommand::FinishOperator { shard_id: shard, number: record.number };
+    if let Err(error) = core.host.propose_catalog(command, PROPOSE_TIMEOUT).await {
+        // The next look finds it under way still and asks again.
+        tracing::debug!(%error, "an operator that is through stays in the catalog");
+    }
+}
+
+/// Somebody to ask when nobody is known to lead: one member after the other.
+fn some_member(core: &Core, shard: ShardId) -> Option<NodeId> {
+    let catalog = core.catalog();
+    let members = &catalog.shards.get(&shard)?.replicas;
+    let turn = usize::from(core.random::<u16>());
+    members.get(turn % members.len().max(1)).map(|replica| replica.node_id)
+}
+
+async fn ask(core: &Arc<Core>, node: NodeId, record: &OperatorRecord) -> Option<Standing> {
+    let (shard, number) = (record.operator.shard_id, record.number);
+    if node == core.place.node {
+        return Some(core.operate(shard, number));
+    }
+    let question = request::encode(&NodeRequest::Operate { shard, number }).ok()?;
+    let answer = core.host.call(node, question, ASK_TIMEOUT).await.ok()?;
+    match request::decode::<NodeReply>(&answer).ok()? {
+        NodeReply::Operated(standing) => Some(standing),
+        NodeReply::Shard(_) | NodeReply::Status(_) | NodeReply::BallastReleased(_) => None,
+    }
+}
+
+impl Core {
+    /// Takes the next step of a shard's operator, if this node leads the shard and no step is being
+    /// taken. Does not wait for it.
+    pub fn operate(self: &Arc<Self>, shard: ShardId, number: u64) -> Standing {
+        let Some(record) = self.catalog().operators.get(&shard).cloned() else {
+            return Standing::Unknown;
+        };
+        if record.number != number {
+            return Standing::Unknown;
+        }
+        let Some(replica) = self.host.replica(shard) else {
+            return Standing::NotLeader { leader: None };
+        };
+        if !replica.is_leader() {
+            return Standing::NotLeader { leader: replica.leader().map(|leader| leader.node_id) };
+        }
+        if let Some(what) = self.steps.running.lock().get(&(shard, number)).cloned() {
+            return Standing::Working { what };
+        }
+        let epoch = replica.state().descriptor.epoch;
+        let planned = record.operator.epoch;
+        if (epoch.incarnation, epoch.version) != (planned.incarnation, planned.version) {
+            return Standing::Moved;
+        }
+        let Some(now) = shard_now(&replica, self.place.node) else {
+            return Standing::NotLeader { leader: None };
+        };
+        let Some(position) = progress(&record.operator.steps, &now) else {
+            return Standing::Through;
+        };
+        if position == 0 && epoch != planned {
+            return Standing::Moved;
+        }
+        let step = record.operator.steps.get(position).map(ToString::to_string);
+        let what = step.unwrap_or_default();
+        match next_move(&record, position) {
+            Move::Change(change) => self.take_step(&replica, &record, change),
+            Move::Wait => {}
+            Move::Impossible => return Standing::Moved,
+        }
+        Standing::Working { what }
+    }
+
+    fn take_step(
+        self: &Arc<Self>,
+        replica: &Arc<Replica>,
+        record: &OperatorRecord,
+        change: MemberChange,
+    ) {
+        let key = (record.operator.shard_id, record.number);
+        let expected = replica.state().descriptor.epoch;
+        self.steps.running.lock().insert(key, format!("{change:?}"));
+        let core = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = core.host.change_members(key.0, expected, &change).await;
+            if let Err(error) = result {
+                // Said to whoever asks meanwhile; then it is tried again.
+                core.steps.running.lock().insert(key, error.to_string());
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            core.steps.running.lock().remove(&key);
+        });
+    }
+}
+
+/// A shard's members as its leader sees them, the last entry of its log included.
+fn shard_now(replica: &Replica, own: NodeId) -> Option<ShardNow> {
+    let status = replica.status();
+    let descriptor = replica.state().descriptor.clone();
+    let is_close = |id| {
+        let matched = status.matched.iter().find(|(other, _)| *other == id).and_then(|(_, at)| *at);
+        let last = status.last_index.unwrap_or(0);
+        matched.is_some_and(|matched| last <= matched + LAG_ENTRIES_MAX)
+    };
+    let members = descriptor.replicas.iter();
+    let close = members.clone().filter(|member| is_close(member.replica_id));
+    (status.leader?.node_id == own).then(|| ShardNow {
+        members: members.map(|member| (member.node_id, member.role)).collect(),
+        is_joint: status.is_joint,
+        leader: own,
+        caught_up: close.map(|member| member.node_id).collect(),
+    })
+}
+
+/// Entries that a replica may lack and still count as caught up.
+const LAG_ENTRIES_MAX: u64 = 128;
+
+/// What taking a step means for the shard's leader.
+enum Move {
+    Change(MemberChange),
+    Wait,
+    /// Nothing here takes such a step.
+    Impossible,
+}
+
+fn next_move(record: &OperatorRecord, position: usize) -> Move {
+    let change = match record.operator.steps.get(position) {
+        Some(Step::AddLearner(node)) => {
+            let replica_id = record.replica_id(position);
+            MemberChange::AddLearner { node: *node, replica_id }
+        }
+        Some(Step::ChangeVoters { add, remove }) => {
+            MemberChange::ChangeVoters { add: add.clone(), remove: remove.clone() }
+        }
+        Some(Step::LeaveJoint) => MemberChange::LeaveJoint,
+        Some(Step::RemoveReplica(node)) => MemberChange::RemoveLearner { node: *node },
+        Some(Step::TransferLeader(node)) => MemberChange::TransferLeader { node: *node },
+        Some(Step::WaitCaughtUp(_)) | None => return Move::Wait,
+        Some(Step::Split | Step::MergeInto(_)) => return Move::Impossible,
+    };
+    Move::Change(change)
+}

@@ -1,0 +1,108 @@
+//! The planner's view of the cluster: the catalog, and what the nodes say. Pure.
+
+use std::collections::BTreeMap;
+
+use anchorhold_consensus::Trouble;
+use anchorhold_model::catalog::{CatalogState, NodeRecord};
+use anchorhold_model::{ShardId, Timestamp};
+use anchorhold_placement::{
+    ClassView, ClusterView, DiskState, NodeStatus, ReplicaStatus, ShardStatus,
+};
+
+use super::observe::lag_entries;
+use crate::config::PlacementSettings;
+use crate::request::NodeReport;
+use crate::survey::{ShardSurvey, Survey};
+
+/// What the planner knows; `changed` says when shards were last seen to change.
+pub fn cluster_view(
+    survey: &Survey,
+    catalog: &CatalogState,
+    settings: &PlacementSettings,
+    changed: &BTreeMap<ShardId, Timestamp>,
+) -> ClusterView {
+    let mut view = ClusterView::new(settings.planning(&catalog.scheduler));
+    for class in catalog.classes.values() {
+        view.set_class(ClassView {
+            class_id: class.class_id,
+            kind: class.kind.clone(),
+            home: class.home.clone(),
+        });
+    }
+    for node in catalog.nodes.values() {
+        view.set_node(node_status(node, survey.reports.get(&node.node_id), settings));
+    }
+    for shard in survey.shards() {
+        let change_time = changed.get(&shard.descriptor.shard_id).copied().unwrap_or_default();
+        view.set_shard(shard_status(&shard, change_time));
+    }
+    for record in catalog.operators.values() {
+        view.start(record.operator.clone());
+    }
+    view
+}
+
+fn node_status(
+    node: &NodeRecord,
+    report: Option<&NodeReport>,
+    settings: &PlacementSettings,
+) -> NodeStatus {
+    use anchorhold_storage::DiskState as Stored;
+    let disk = report.map(|report| Stored::from_number(report.disk));
+    NodeStatus {
+        node_id: node.node_id,
+        region: node.region.clone(),
+        zone: node.zone.clone(),
+        state: node.state,
+        disk: match disk {
+            Some(Stored::Normal) | None => DiskState::Normal,
+            Some(Stored::AlmostFull) => DiskState::AlmostFull,
+            Some(Stored::Full) => DiskState::Full,
+        },
+        is_slow: report.is_some_and(|report| {
+            let troubles = report.troubles.iter();
+            let mut slow = troubles
+                .filter(|trouble| matches!(trouble, Trouble::DiskStalled | Trouble::ClockOff));
+            slow.next().is_some()
+        }),
+        capacity_bytes: report
+            .map_or(0, |report| report.disk_bytes.saturating_add(report.disk_bytes_free)),
+        load_max: settings.load_max,
+    }
+}
+
+fn shard_status(shard: &ShardSurvey<'_>, change_time: Timestamp) -> ShardStatus {
+    let descriptor = &shard.descriptor;
+    let leader = shard.leader;
+    let largest = |figure: fn(&crate::request::ReplicaReport) -> u64| {
+        shard.replicas.values().map(|replica| figure(replica)).max().unwrap_or(0)
+    };
+    let replicas = descriptor.replicas.iter().map(|replica| {
+        let report = shard.replicas.get(&replica.node_id);
+        let report = report.filter(|report| report.replica == replica.replica_id);
+        let leads = leader.is_some_and(|(node_id, _)| node_id == replica.node_id);
+        let lag = leader.map_or(u64::MAX, |(_, leader)| {
+            lag_entries(leader.last_index, &leader.matched, replica.replica_id)
+        });
+        ReplicaStatus {
+            replica_id: replica.replica_id,
+            node_id: replica.node_id,
+            role: replica.role,
+            is_live: report.is_some_and(|report| !report.stopped),
+            lag_entries: if leads { 0 } else { lag },
+        }
+    });
+    ShardStatus {
+        shard_id: descriptor.shard_id,
+        range: descriptor.range,
+        class: descriptor.class,
+        epoch: descriptor.epoch,
+        replicas: replicas.collect(),
+        is_joint: leader.is_some_and(|(_, leader)| leader.is_joint),
+        leader: leader.map(|(node_id, _)| node_id),
+        bytes: largest(|replica| replica.bytes),
+        anchors: largest(|replica| replica.anchors),
+        load: leader.map_or(0, |(_, leader)| leader.load),
+        change_time,
+    }
+}

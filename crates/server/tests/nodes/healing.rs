@@ -1,0 +1,232 @@
+//! Nodes die, come back and leave; nobody does anything about it but the cluster.
+
+use std::collections::BTreeSet;
+
+use anchorhold_model::NodeId;
+use anchorhold_model::catalog::NodeState;
+use anchorhold_proto::admin_v1::{DecommissionNodeRequest, ExplainNodeRequest};
+use anchorhold_proto::v1;
+use anchorhold_server::NodeConfig;
+
+use crate::cluster::{Cluster, eventually, geo, request_id};
+
+/// A cluster that loses patience quickly.
+fn impatient(config: &mut NodeConfig) {
+    let placement = &mut config.placement;
+    placement.interval_ms = 200;
+    placement.suspect_ms = 1_500;
+    placement.down_ms = 3_000;
+    placement.zone_down_ms = 3_000;
+    placement.steady_ms = 1_000;
+    placement.settle_ms = 1_000;
+}
+
+async fn write(cluster: &Cluster, key: &str, count: u32, first_id: u128) -> Vec<String> {
+    let mut client = cluster.anchors(0, key);
+    let mut ids = Vec::new();
+    for n in 0..count {
+        let at = geo(f64::from(n * 37 % 170) - 85.0, f64::from(n * 71 % 360) - 180.0, 10.0);
+        let request = v1::CreateAnchorRequest {
+            anchor: Some(at),
+            request_id: request_id(first_id + u128::from(n)),
+        };
+        let created = client.create_anchor(request).await.unwrap().into_inner();
+        ids.push(created.anchor.unwrap().id);
+    }
+    ids
+}
+
+async fn read_all(cluster: &Cluster, node: usize, key: &str, ids: &[String]) {
+    let mut client = cluster.anchors(node, key);
+    for id in ids {
+        let request = v1::GetAnchorRequest { id: id.clone(), read: None };
+        client.get_anchor(request).await.unwrap();
+    }
+}
+
+/// The nodes that hold replicas, by every shard's present descriptor.
+async fn holders(cluster: &Cluster, at: usize) -> Vec<BTreeSet<NodeId>> {
+    let survey = cluster.nodes[at].as_ref().unwrap().core().survey().await;
+    let shards = survey.shards();
+    let nodes = |shard: &anchorhold_server::survey::ShardSurvey<'_>| {
+        shard.descriptor.replicas.iter().map(|replica| replica.node_id).collect()
+    };
+    shards.iter().map(nodes).collect()
+}
+
+fn id_of(cluster: &Cluster, node: usize) -> NodeId {
+    cluster.nodes[node].as_ref().unwrap().id()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node_is_replaced_by_a_new_one_and_its_vote_counts() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    let key = cluster.account("one", 4).await;
+    let ids = write(&cluster, &key, 20, 1).await;
+    let lost = id_of(&cluster, 2);
+    cluster.stop(2).await;
+    cluster.add(2).await;
+    let fresh = id_of(&cluster, 3);
+    eventually("every shard has a replica on the new node and none on the lost one", || async {
+        let holders = holders(&cluster, 0).await;
+        let is_moved = |nodes: &BTreeSet<NodeId>| nodes.contains(&fresh) && !nodes.contains(&lost);
+        (holders.len() == 4 && holders.iter().all(is_moved)).then_some(())
+    })
+    .await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 3, &key, &ids).await;
+    // The catalog's index says the same as the shards.
+    eventually("the catalog knows", || async {
+        let catalog = cluster.nodes[3].as_ref().unwrap().core().catalog();
+        let is_gone = |node| catalog.shards.values().all(|s| s.replica_on(node).is_none());
+        (is_gone(lost) && catalog.operators.is_empty()).then_some(())
+    })
+    .await;
+    // With another node gone, the new one's vote decides.
+    cluster.stop(1).await;
+    eventually("writes go on", || async {
+        let request = v1::CreateAnchorRequest {
+            anchor: Some(geo(10.0, 10.0, 1.0)),
+            request_id: request_id(500),
+        };
+        cluster.anchors(0, &key).create_anchor(request).await.ok()
+    })
+    .await;
+    // The lost node comes back with its disk: what it holds is gone for good.
+    cluster.restart(1).await;
+    cluster.restart(2).await;
+    eventually("the old replicas are removed from the node that was lost", || async {
+        let node = cluster.nodes[2].as_ref().unwrap();
+        let held = node.core().host.replicas();
+        let catalog = node.core().catalog();
+        let is_stale = |replica: &std::sync::Arc<anchorhold_consensus::Replica>| {
+            let shard = catalog.shards.get(&replica.shard_id());
+            shard.is_none_or(|shard| shard.replica(replica.replica_id()).is_none())
+        };
+        (!held.iter().any(is_stale)).then_some(())
+    })
+    .await;
+    read_all(&cluster, 0, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_zone_is_rebuilt_in_the_survivors_and_used_again_when_it_is_back() {
+    let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 0, 1, 2], impatient).await;
+    let key = cluster.account("one", 8).await;
+    let ids = write(&cluster, &key, 20, 1).await;
+    let dead = [id_of(&cluster, 2), id_of(&cluster, 5)];
+    cluster.stop(2).await;
+    cluster.stop(5).await;
+    eventually("every shard has three replicas in the two zones that are left", || async {
+        let holders = holders(&cluster, 0).await;
+        let is_whole =
+            |nodes: &BTreeSet<NodeId>| nodes.len() == 3 && !dead.iter().any(|d| nodes.contains(d));
+        (holders.len() == 8 && holders.iter().all(is_whole)).then_some(())
+    })
+    .await;
+    read_all(&cluster, 1, &key, &ids).await;
+    cluster.restart(2).await;
+    cluster.restart(5).await;
+    eventually("every shard is in three zones again", || async {
+        let core = cluster.nodes[0].as_ref().unwrap().core();
+        let catalog = core.catalog();
+        let zones = |nodes: &BTreeSet<NodeId>| {
+            nodes.iter().map(|node| catalog.nodes[node].zone.clone()).collect::<BTreeSet<_>>().len()
+        };
+        let holders = holders(&cluster, 0).await;
+        let is_spread = |nodes: &BTreeSet<NodeId>| nodes.len() == 3 && zones(nodes) == 3;
+        (holders.len() == 8 && holders.iter().all(is_spread)).then_some(())
+    })
+    .await;
+    read_all(&cluster, 2, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_to_leave_gives_everything_away_and_is_removed() {
+    let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 2], impatient).await;
+    let key = cluster.account("one", 4).await;
+    let ids = write(&cluster, &key, 10, 1).await;
+    let leaving = id_of(&cluster, 2);
+    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let request = DecommissionNodeRequest { node_id: leaving.0 };
+    cluster.placement(0).decommission_node(request).await.unwrap();
+    eventually("the node is removed", || async {
+        let state = core.catalog().nodes[&leaving].state;
+        (state == NodeState::Removed).then_some(())
+    })
+    .await;
+    let holders = holders(&cluster, 0).await;
+    assert!(holders.iter().all(|nodes| !nodes.contains(&leaving)), "{holders:?}");
+    read_all(&cluster, 0, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_leave_says_why_and_leaves_once_there_is_room() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    cluster.account("one", 3).await;
+    let leaving = id_of(&cluster, 2);
+    let request = DecommissionNodeRequest { node_id: leaving.0 };
+    cluster.placement(0).decommission_node(request).await.unwrap();
+    eventually("the node says that nothing else has room", || {
+        let mut placement = cluster.placement(1);
+        async move {
+            let request = ExplainNodeRequest { node_id: leaving.0 };
+            let departure = placement.explain_node(request).await.ok()?.into_inner();
+            let blocked = departure.blocked.first()?;
+            assert!(blocked.remedy.contains("add a node"), "{blocked:?}");
+            (blocked.cause == "no room" && blocked.shards == 3 && departure.leaders == 0)
+                .then_some(())
+        }
+    })
+    .await;
+    cluster.add(2).await;
+    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    eventually("the node is removed", || async {
+        (core.catalog().nodes[&leaving].state == NodeState::Removed).then_some(())
+    })
+    .await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_leader_that_ends_at_any_moment_leaves_nothing_half_done() {
+    let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 2], impatient).await;
+    let key = cluster.account("one", 4).await;
+    let ids = write(&cluster, &key, 10, 1).await;
+    let leaving = id_of(&cluster, 3);
+    let request = DecommissionNodeRequest { node_id: leaving.0 };
+    cluster.placement(0).decommission_node(request).await.unwrap();
+    for _ in 0..4 {
+        let leader = eventually("somebody leads the catalog", || async {
+            cluster.nodes.iter().position(|node| {
+                node.as_ref().is_some_and(|node| node.core().host.catalog_replica().is_leader())
+            })
+        })
+        .await;
+        cluster.stop(leader).await;
+        cluster.restart(leader).await;
+    }
+    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    eventually("the node is removed and nothing is under way", || async {
+        let catalog = core.catalog();
+        let is_removed = catalog.nodes[&leaving].state == NodeState::Removed;
+        (is_removed && catalog.operators.is_empty()).then_some(())
+    })
+    .await;
+    eventually("every shard has its voters and no one else", || async {
+        let survey = core.survey().await;
+        let shards = survey.shards();
+        let is_whole = |shard: &anchorhold_server::survey::ShardSurvey<'_>| {
+            shard.descriptor.replicas.len() == 3
+                && shard.descriptor.voters().count() == 3
+                && shard.descriptor.replica_on(leaving).is_none()
+        };
+        (shards.len() == 4 && shards.iter().all(is_whole)).then_some(())
+    })
+    .await;
+    read_all(&cluster, 0, &key, &ids).await;
+    cluster.stop_all().await;
+}
