@@ -152,6 +152,10 @@ impl LogStore for SimLog {
         self.log.unknown_groups_may_be_lost()
     }
 
+    fn unknown_groups_are_noted(&self) {
+        self.log.unknown_groups_are_noted();
+    }
+
     fn groups(&self) -> Vec<GroupId> {
         self.log.groups()
     }

@@ -186,6 +186,7 @@ impl Host {
         };
         host.learn_addresses();
         host.open_known_replicas().await?;
+        host.parts().seams.log.unknown_groups_are_noted();
         host.spawn(|host| host.reconcile_forever());
         host.spawn(membership::keep);
         host.spawn(upkeep::keep);

@@ -86,6 +86,14 @@ impl LogStore for WatchedLog {
         self.log.unknown_groups_may_be_lost()
     }
 
+    fn group_bytes(&self, group: GroupId) -> u64 {
+        self.log.group_bytes(group)
+    }
+
+    fn unknown_groups_are_noted(&self) {
+        self.log.unknown_groups_are_noted();
+    }
+
     fn stats(&self) -> LogStats {
         self.log.stats()
     }

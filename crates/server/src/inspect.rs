@@ -113,8 +113,8 @@ pub struct SnapshotContents {
 }
 
 /// What to do about a damaged log.
-const LOG_NEXT: &str = "Acknowledged writes may be missing here, so the node will not start with \
-    it. Keep a copy. If the other nodes are well, empty the whole data directory and start the node \
+const LOG_NEXT: &str = "No crash and no bad disk does that: these may be files of another node, so \
+    the node will not start with them. Keep a copy. If the other nodes are well, empty the whole data directory and start the node \
     with `join`: it comes back as a new one and gets everything from them. If they are not, do not \
     delete anything.";
 /// What to do about a damaged state.
@@ -159,7 +159,11 @@ impl Inspection {
         if !dir.join("identity").exists() && !dir.is_dir() {
             return Err(InspectError::NoDataDir { dir: self.dir.clone(), missing: "log" });
         }
-        let opened = SegmentedLog::open(Arc::new(OverlayFs::new()), &dir, LogConfig::default());
+        let has_replicas = fs::read_dir(self.dir.join("snapshots")).is_ok_and(|mut entries| {
+            entries.any(|one| one.is_ok_and(|file| is_snapshot(&file.path())))
+        });
+        let fs = Arc::new(OverlayFs::new());
+        let opened = SegmentedLog::open_known(fs, &dir, LogConfig::default(), has_replicas);
         Ok(match opened {
             Ok(log) if log.report().damages.is_empty() => Ok(InspectedLog { log }),
             Ok(log) => Err(contained_damage(log.report())),
@@ -179,7 +183,7 @@ impl Inspection {
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<io::Result<Vec<_>>>()
             .map_err(failed)?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "snap"));
+        paths.retain(|path| is_snapshot(path));
         paths.sort_unstable();
         Ok(paths.iter().map(|path| report_snapshot(path)).collect())
     }
@@ -283,30 +287,38 @@ impl InspectedLog {
     }
 }
 
+fn is_snapshot(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "snap")
+}
+
 fn log_damage(error: &OpenError) -> Damage {
     let next = match error {
         OpenError::Version { .. } => "It was written by a later version: use that one.",
         OpenError::Io { .. } => "The disk or its permissions are at fault: look at the kernel log.",
         OpenError::Locked { .. } => "Another process uses it: wait until it ends.",
-        OpenError::Missing { .. } | OpenError::Damaged { .. } | OpenError::Identity => LOG_NEXT,
+        OpenError::Damaged { .. } | OpenError::Identity => LOG_NEXT,
     };
     Damage { what: with_causes(error), next: next.to_owned() }
 }
 
 /// Damage that a start survives: where it is, and whom it costs what.
 fn contained_damage(report: &OpenReport) -> Damage {
-    let places = report.damages.iter().map(|damage| {
-        format!(
-            "segment {} is damaged at offset {}: {}",
-            damage.segment, damage.offset, damage.reason
-        )
+    let places = report.damages.iter().map(|damage| match damage.segment {
+        0 => damage.reason.to_owned(),
+        segment => {
+            format!("segment {segment} is damaged at offset {}: {}", damage.offset, damage.reason)
+        }
     });
     let costs = report.lost.iter().map(|LostGroup { group, from, lost }| {
         let vote = if lost.hard_state_known { "" } else { ", and may have lost its vote" };
         format!("the replica of shard {} has lost its entries from {from} on{vote}", group.shard)
     });
-    let what: Vec<String> = places.chain(costs).collect();
-    let next = if report.lost.is_empty() {
+    let unknown = report.unknown_groups_may_be_lost.then(|| {
+        "replicas of which the log knows nothing may have lost everything, their votes too"
+            .to_owned()
+    });
+    let what: Vec<String> = places.chain(costs).chain(unknown).collect();
+    let next = if report.lost.is_empty() && !report.unknown_groups_may_be_lost {
         "Nothing that is still needed is lost: the node starts. Check its disk."
     } else {
         "The node starts. A replica that lost entries gets them from its peers; one that may have \

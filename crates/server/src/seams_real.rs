@@ -125,7 +125,11 @@ pub(crate) fn open_stores(
         store,
         reason: with_causes(error),
     };
-    let log = SegmentedLog::open(fs, &data_dir.join("log"), log)
+    let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
+        .map_err(|error| failed("snapshots", &error))?;
+    // Every replica has a snapshot file from its beginning on: its log cannot be a new one.
+    let groups = snapshots.groups().map_err(|error| failed("snapshots", &error))?;
+    let log = SegmentedLog::open_known(fs, &data_dir.join("log"), log, !groups.is_empty())
         .map_err(|error| failed("log", &error))?;
     tell(log.report());
     let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
@@ -133,8 +137,6 @@ pub(crate) fn open_stores(
     if let Opened::Discarded { reason } = opened {
         tracing::warn!(reason, "the state was damaged: it is rebuilt from snapshots and log");
     }
-    let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
-        .map_err(|error| failed("snapshots", &error))?;
     let rules = BloatRules::default();
     let at = data_dir.join("state");
     let (state, _) = renew_if_bloated(state, &at, SledConfig::default(), &snapshots, &rules)

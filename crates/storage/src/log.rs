@@ -6,8 +6,9 @@
 //!
 //! # On disk
 //!
-//! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32) and
-//! segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
+//! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32),
+//! after damage of a certain kind `doubt` (empty: groups that are unknown here may have been here),
+//! and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
 //! little endian; *v* is a LEB128 number; checksums are CRC32C.
 //!
 //! A **segment** is created whole: zero-filled, preallocated, header written, file and directory
@@ -57,8 +58,8 @@
 //! # Invariants
 //!
 //! * Recovery reads and verifies every byte that counts. It forgives a bad frame at the end of the
-//!   newest segment with nothing valid behind it, and nothing else. Other damage costs the groups
-//!   that it concerns ([`OpenReport`]), or is an [`OpenError`].
+//!   newest segment with nothing valid behind it, and nothing else. Other damage, files that are cut
+//!   or gone among it, costs the groups that it may concern ([`OpenReport`]).
 //! * A damaged content leaves its frame's structure readable, and so costs one group its entries
 //!   from there on. A damaged structure costs entries of the groups that nothing later speaks of;
 //!   votes stand in two frames, so that no single one costs any.
@@ -95,7 +96,8 @@ use self::index::{Index, Slot};
 pub use self::memory::MemoryLog;
 use self::queue::{Room, Shared, State};
 use self::recovery::{FoundSlot, Recovered};
-use self::segment::{LOCK_NAME, Segment, number_of};
+use self::segment::{DOUBT_NAME, LOCK_NAME, Segment, number_of};
+use self::tidy::Existing;
 use self::writer::{Current, Prepared, Writer};
 use self::written::{Home, Uses, Written};
 use crate::fs::{FileLock, FileSystem};
@@ -167,17 +169,8 @@ pub enum OpenError {
         /// Its version.
         found: u32,
     },
-    /// A segment of the chain is not there.
-    #[error("segment {segment} is missing; the log goes from segment {oldest} to {newest}")]
-    Missing {
-        /// The missing segment's number.
-        segment: u64,
-        /// The oldest segment that belongs to the log, as far as is known.
-        oldest: u64,
-        /// The newest one that is there.
-        newest: u64,
-    },
-    /// Something is not as it was written, and it is not what a crash leaves.
+    /// Something is neither as it was written nor what a crash or a bad disk leaves: files of
+    /// another log, or a bug.
     #[error("segment {segment} is damaged at offset {offset}: {reason} (groups {groups:?})")]
     Damaged {
         /// The segment's number.
@@ -189,8 +182,8 @@ pub enum OpenError {
         /// What does not fit.
         reason: &'static str,
     },
-    /// The file that names the log is missing or damaged, and there are segments.
-    #[error("the log's identity file is missing or damaged")]
+    /// The file that names the log is missing or damaged, and its segments do not agree on it.
+    #[error("the log's identity file is missing or damaged, and its segments are of several logs")]
     Identity,
 }
 
@@ -247,6 +240,20 @@ impl SegmentedLog {
     /// # Errors
     /// [`OpenError`]; the log never opens with less than was acknowledged.
     pub fn open(fs: Arc<dyn FileSystem>, dir: &Path, config: LogConfig) -> Result<Self, OpenError> {
+        Self::open_known(fs, dir, config, false)
+    }
+
+    /// As [`SegmentedLog::open`]. If `must_exist`, there were groups in it, as something else in
+    /// the node tells: a directory that holds no log then counts as one that has lost all of it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_known(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        config: LogConfig,
+        must_exist: bool,
+    ) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: dir.to_owned(), source };
         let config = within_limits(config);
         fs.create_dir_all(dir).map_err(failed)?;
@@ -256,13 +263,7 @@ impl SegmentedLog {
             }
             failed(source)
         })?;
-        let names = fs.list(dir).map_err(failed)?;
-        let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
-        numbers.sort_unstable();
-        let mut recovered = match tidy::existing(&*fs, dir, &names, &numbers)? {
-            Some(log_id) => recovery::recover(&*fs, dir, log_id, &numbers)?,
-            None => tidy::create(&*fs, dir, &names, config.segment_bytes)?,
-        };
+        let mut recovered = find(&*fs, dir, config, must_exist)?;
         let report = std::mem::take(&mut recovered.report);
         let unopened = tidy::tidy(&*fs, dir, &mut recovered)?;
         let prepared = unopened.map(|next| Prepared {
@@ -271,7 +272,7 @@ impl SegmentedLog {
         });
         let mut writer = build(Arc::clone(&fs), dir, config, recovered, prepared)?;
         let current = writer.current.segment.number;
-        let is_lost = |damage: &Damage| damage.segment == current && damage.groups.is_empty();
+        let is_lost = |damage: &Damage| current <= damage.segment && damage.groups.is_empty();
         writer.must_turn = report.damages.iter().any(is_lost);
         writer.prepare_ahead().map_err(failed)?;
         let shared = Arc::clone(&writer.shared);
@@ -322,13 +323,7 @@ impl SegmentedLog {
     /// the log is large.
     #[must_use]
     pub fn largest_groups(&self, count_max: usize) -> Vec<(GroupId, u64)> {
-        let state = self.shared.state.lock();
-        let bytes =
-            |slots: &GroupState<Slot>| slots.slots.iter().map(|s| u64::from(s.length)).sum();
-        let groups = state.index.groups.iter();
-        let mut found: Vec<(GroupId, u64)> =
-            groups.map(|(group, slots)| (*group, bytes(slots))).collect();
-        drop(state);
+        let mut found: Vec<_> = self.shared.state.lock().index.all_bytes().collect();
         found.sort_by_key(|(group, bytes)| (std::cmp::Reverse(*bytes), *group));
         found.truncate(count_max);
         found
@@ -377,9 +372,61 @@ impl LogStore for SegmentedLog {
         self.report.unknown_groups_may_be_lost
     }
 
+    fn unknown_groups_are_noted(&self) {
+        if !self.report.unknown_groups_may_be_lost {
+            return;
+        }
+        let removed = tidy::remove_if_there(&*self.fs, &self.dir.join(DOUBT_NAME));
+        if let Err(error) = removed.and_then(|()| self.fs.sync_dir(&self.dir)) {
+            // It stays: the next start asks again.
+            tracing::warn!(%error, "the note that groups may be lost could not be removed");
+        }
+    }
+
+    fn group_bytes(&self, group: GroupId) -> u64 {
+        self.shared.state.lock().index.bytes_of(group)
+    }
+
     fn stats(&self) -> LogStats {
         self.shared.state.lock().stats
     }
+}
+
+/// Finds the log in `dir` or makes one. Nothing is changed as long as it may turn out to be of no
+/// use, apart from the note that groups may be lost.
+fn find(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    config: LogConfig,
+    must_exist: bool,
+) -> Result<Recovered, OpenError> {
+    let names = fs.list(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+    numbers.sort_unstable();
+    let is_doubtful = names.iter().any(|name| name == DOUBT_NAME);
+    let doubt = || if is_doubtful { Ok(()) } else { tidy::note_doubt(fs, dir) };
+    let found = match tidy::existing(fs, dir, &names, &numbers)? {
+        Existing::None if must_exist => None,
+        Existing::None => Some(tidy::create(fs, dir, &names, config.segment_bytes)?),
+        Existing::Emptied => None,
+        Existing::Log { log_id, identity_damaged } => {
+            let found = recovery::recover(fs, dir, log_id, &numbers)?;
+            found.map(|found| Recovered { identity_damaged, ..found })
+        }
+    };
+    let Some(mut found) = found else {
+        doubt()?;
+        return tidy::begin_again(fs, dir, &names, &numbers, config.segment_bytes);
+    };
+    if found.report.unknown_groups_may_be_lost {
+        doubt()?;
+    }
+    found.report.unknown_groups_may_be_lost |= is_doubtful;
+    if found.identity_damaged {
+        let reason = "the file that names the log was missing or damaged; it is made again";
+        found.report.damages.push(Damage { segment: 0, offset: 0, groups: vec![], reason });
+    }
+    Ok(found)
 }
 
 /// Queues notes of what the report says is lost; gives their outcomes.
@@ -418,7 +465,7 @@ fn build(
         uses.push(Arc::clone(&segment), found.length);
         segments.insert(found.number, segment);
     }
-    let (Some(oldest), Some(current)) = (uses.oldest(), uses.current()) else {
+    let (Some(oldest), Some(current)) = (uses.oldest(), uses.find(recovered.tail.segment)) else {
         return Err(OpenError::Identity);
     };
     let oldest = oldest.segment.number;
@@ -460,6 +507,7 @@ fn build(
         written: Written { groups: written, uses },
         current,
         prepared,
+        number_next: recovered.number_next,
         batch: recovered.tail.batch,
         checksum: recovered.tail.checksum,
         oldest,

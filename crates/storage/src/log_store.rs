@@ -200,6 +200,16 @@ pub trait LogStore: Send + Sync + 'static {
     /// which nothing tells whose it was.
     fn unknown_groups_may_be_lost(&self) -> bool;
 
+    /// Every group that should be here has been noted as lost where it was unknown: from now on an
+    /// unknown group is a new one. Until this is called, starts go on asking.
+    fn unknown_groups_are_noted(&self) {}
+
+    /// Bytes of a group's live entries: whom to ask for a snapshot. A store that does not count
+    /// them says 0.
+    fn group_bytes(&self, _group: GroupId) -> u64 {
+        0
+    }
+
     /// Counters since the log was opened.
     fn stats(&self) -> LogStats;
 }

@@ -51,6 +51,7 @@ mod layout;
 mod marker;
 mod open;
 mod panic_note;
+mod room;
 
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -69,6 +71,7 @@ use parking_lot::Mutex;
 use self::buffer::Buffer;
 use self::engine::{Chunks, Engine, Found};
 use self::open::Paths;
+use self::room::Room;
 use crate::state_store::{Batch, KEY_BYTES_MAX, StateError, StateStats, StateStore, Visit};
 
 /// Gathered rows that a scan copies at a time.
@@ -77,6 +80,11 @@ const SCAN_ROWS_MAX: usize = 512;
 /// Looks that a reader of a long value takes before it calls the value damaged. Each look but the
 /// last was overtaken by a write of the same row, which takes a whole batch of sled.
 const LOOKS_MAX: usize = 100;
+
+/// Between two looks at a full disk.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// Looks of a checkpoint that waits for room.
+const ROOM_LOOKS_MAX: u32 = 20;
 
 /// How the store works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +137,31 @@ pub struct SledState {
 struct Shared {
     engine: Engine,
     buffer: Buffer,
+    room: Mutex<Room>,
 }
 
 impl Shared {
-    /// Brings groups into the tree until the store is dropped or fails.
+    /// Brings groups into the tree until the store is dropped or fails. On a full disk they stay
+    /// where they are, visible and not durable, until there is room.
     fn write_groups(&self, mut chunks: Chunks) {
+        let mut is_waiting = false;
         while let Some(group) = self.buffer.next() {
+            match self.room.lock().has(group.bytes() as u64) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if !std::mem::replace(&mut is_waiting, true) {
+                        tracing::warn!("the disk is full: the state waits for room");
+                    }
+                    if self.buffer.postpone(ROOM_PAUSE) {
+                        continue;
+                    }
+                    return; // The store is dropped: as after a crash, the log has it all.
+                }
+                Err(error) => return self.buffer.fail(&error.to_string()),
+            }
+            if std::mem::take(&mut is_waiting) {
+                tracing::info!("the disk has room again: the state goes on");
+            }
             match self.engine.apply(&mut chunks, &group.rows) {
                 Ok(()) => self.buffer.done(&group),
                 Err(error) => self.buffer.fail(&error.to_string()),
@@ -155,8 +182,10 @@ impl SledState {
         let lock = open::lock(&paths)?;
         let (opening, opened) = open::open(&paths, &config)?;
         let sequence = opening.sequence;
+        let room = Room::new(&paths.engine.join("db")).map_err(StateError::Io)?;
         let (engine, chunks) = Engine::new(opening, paths)?;
-        let shared = Arc::new(Shared { engine, buffer: Buffer::default() });
+        let room = Mutex::new(room);
+        let shared = Arc::new(Shared { engine, buffer: Buffer::default(), room });
         let writer = std::thread::Builder::new().name("state-writer".to_owned());
         let writer = writer.spawn({
             let shared = Arc::clone(&shared);
@@ -202,6 +231,21 @@ impl SledState {
         let paths = Paths::new(dir);
         let _lock = open::lock(&paths)?;
         open::discard(&paths).map_err(StateError::Io)
+    }
+
+    /// Brings everything into the tree and makes that durable, if the disk has the room.
+    fn make_durable(&self, sequence: u64) -> Result<(), StateError> {
+        for _ in 0..ROOM_LOOKS_MAX {
+            if self.shared.room.lock().has(0).map_err(StateError::Io)?
+                && self.shared.buffer.drain(ROOM_PAUSE)?
+            {
+                return self.shared.engine.checkpoint(sequence);
+            }
+            if !self.shared.buffer.pause(ROOM_PAUSE) {
+                break;
+            }
+        }
+        Err(StateError::NoSpace)
     }
 
     /// A row that a scan found as a long value whose chunks may have been replaced meanwhile.
@@ -265,12 +309,12 @@ impl StateStore for SledState {
         let mut sequence = self.checkpointer.lock();
         if self.dirty.swap(false, Ordering::AcqRel) {
             let next = *sequence + 1;
-            let made =
-                self.shared.buffer.drain().and_then(|()| self.shared.engine.checkpoint(next));
-            // A failed sync may have dropped pages: it is never retried.
-            made.inspect_err(|error| {
+            self.make_durable(next).inspect_err(|error| {
                 self.dirty.store(true, Ordering::Release);
-                self.shared.buffer.fail(&error.to_string());
+                // A failed sync may have dropped pages: it is never retried.
+                if !matches!(error, StateError::NoSpace) {
+                    self.shared.buffer.fail(&error.to_string());
+                }
             })?;
             *sequence = next;
         }

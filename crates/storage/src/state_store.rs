@@ -55,6 +55,9 @@ pub enum StateError {
         /// The newest format that can be read.
         known: u32,
     },
+    /// No room on the disk. Nothing is lost; the same call may succeed later.
+    #[error("no space left for the state; free some and the node goes on")]
+    NoSpace,
     /// The disk failed.
     #[error("the state's files could not be used")]
     Io(#[source] std::io::Error),
@@ -127,7 +130,8 @@ pub trait StateStore: Send + Sync + 'static {
     /// Makes everything committed before this call durable. Blocks; call it off the async threads.
     ///
     /// # Errors
-    /// [`StateError`] if the disk failed; the process must then end.
+    /// [`StateError::NoSpace`] after some seconds on a full disk. Any other one if the disk failed;
+    /// the process must then end.
     fn checkpoint(&self) -> Result<(), StateError>;
 
     /// Removes all rows of a range in bounded batches and says how many there were.

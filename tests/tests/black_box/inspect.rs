@@ -108,6 +108,11 @@ async fn what_a_killed_node_leaves_is_inspected_and_not_changed() {
             assert_eq!(json(&output)["intact"], false);
         },
     );
+    while_damaged(
+        &segment,
+        |bytes| bytes.truncate(bytes.len() / 2),
+        || assert_exit(&debug(&dir, &["log", "verify"]), 7, "shorter than it was made"),
+    );
     let snapshot = largest(&dir.join("snapshots"), ".snap");
     while_damaged(
         &snapshot,

@@ -224,3 +224,39 @@ async fn a_replica_that_may_have_forgotten_a_vote_takes_part_in_nothing() {
         assert!(replica.anchor(*id).unwrap().is_some(), "{id} is lost");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_is_gone_starts_again_and_again_and_takes_part_in_nothing() {
+    let mut setup = Setup::start().await;
+    let (hit, spared) = (setup.hit, setup.spared);
+    let cluster = &mut setup.cluster;
+    let node = (cluster.leader_of(hit).await + 1) % 3;
+    crash(cluster, node).await;
+    let fs = disk(cluster, node).fs.clone();
+    for name in fs.list(Path::new(LOG_DIR)).unwrap() {
+        if name.ends_with(".segment") {
+            fs.remove(&Path::new(LOG_DIR).join(name)).unwrap();
+        }
+    }
+    fs.sync_dir(Path::new(LOG_DIR)).unwrap();
+    for _ in 0..2 {
+        cluster.restart(node).await;
+        for shard in [hit, spared] {
+            let replica =
+                eventually("the replica is open", || cluster.nodes[node].host().replica(shard));
+            assert_eq!(replica.await.fence(), Some(Fence::Closed));
+        }
+        crash(cluster, node).await;
+    }
+    cluster.restart(node).await;
+    setup.write(40).await;
+    for (shard, ids) in &setup.ids {
+        let leader = setup.cluster.leader_of(*shard).await;
+        assert_ne!(leader, node);
+        let replica = setup.cluster.nodes[leader].host().replica(*shard).unwrap();
+        replica.read_barrier(ReadLevel::Linearizable, PATIENCE).await.unwrap();
+        for id in ids {
+            assert!(replica.anchor(*id).unwrap().is_some(), "{id} is lost");
+        }
+    }
+}

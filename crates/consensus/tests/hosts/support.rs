@@ -182,6 +182,10 @@ impl LogStore for StallingLog {
         self.log.unknown_groups_may_be_lost()
     }
 
+    fn unknown_groups_are_noted(&self) {
+        self.log.unknown_groups_are_noted();
+    }
+
     fn stats(&self) -> LogStats {
         self.log.stats()
     }
@@ -268,6 +272,10 @@ impl LogStore for EarlyLog {
 
     fn unknown_groups_may_be_lost(&self) -> bool {
         self.0.unknown_groups_may_be_lost()
+    }
+
+    fn unknown_groups_are_noted(&self) {
+        self.0.unknown_groups_are_noted();
     }
 
     fn stats(&self) -> LogStats {

@@ -53,6 +53,7 @@ struct Disk {
     power_cut: bool,
     ids: u64,
     trace: Vec<String>,
+    before_calls: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Clone, Default)]
@@ -64,6 +65,8 @@ struct Content {
     /// Sectors that differ and that the next sync makes durable.
     dirty: BTreeSet<usize>,
     length_dirty: bool,
+    /// Sectors that cannot be read until they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 struct MemoryFile {
@@ -113,6 +116,12 @@ impl MemoryFs {
         self.disk.lock().cut = Some(call);
     }
 
+    /// Lets `look` run in front of every counted call, on the thread that makes the call. It may
+    /// read files.
+    pub fn before_each_call(&self, look: impl Fn() + Send + Sync + 'static) {
+        self.disk.lock().before_calls = Some(Arc::new(look));
+    }
+
     /// Whether the power was cut.
     #[must_use]
     pub fn is_cut(&self) -> bool {
@@ -149,6 +158,17 @@ impl MemoryFs {
         for bytes in [&mut content.seen, &mut content.durable] {
             *bytes.get_mut(offset).ok_or(io::ErrorKind::UnexpectedEof)? ^= mask;
         }
+        Ok(())
+    }
+
+    /// Lets the sectors of a range of bytes fail every read until they are written again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn make_unreadable(&self, path: &Path, bytes: std::ops::Range<usize>) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let id = disk.find(path)?;
+        disk.files[id].unreadable.extend(bytes.start / SECTOR..bytes.end.div_ceil(SECTOR));
         Ok(())
     }
 
@@ -248,6 +268,9 @@ impl Content {
             self.resize(end);
         }
         self.seen[offset..end].copy_from_slice(bytes);
+        for sector in offset / SECTOR..end.div_ceil(SECTOR) {
+            self.unreadable.remove(&sector);
+        }
         self.dirty.extend(offset / SECTOR..end.div_ceil(SECTOR));
     }
 
@@ -286,7 +309,8 @@ impl Content {
                 left.persist(sector);
             }
         }
-        Self { seen: left.durable.clone(), durable: left.durable, ..Self::default() }
+        let unreadable = left.unreadable;
+        Self { seen: left.durable.clone(), durable: left.durable, unreadable, ..Self::default() }
     }
 }
 
@@ -327,6 +351,14 @@ impl Disk {
     }
 }
 
+/// Not under the disk's lock: whoever looks may use the disk.
+fn look_before(disk: &Mutex<Disk>) {
+    let look = disk.lock().before_calls.clone();
+    if let Some(look) = look {
+        look();
+    }
+}
+
 fn outcome(fault: Option<Fault>) -> io::Result<()> {
     match fault {
         None => Ok(()),
@@ -360,6 +392,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn File>> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("create", &path)?;
         if disk.names.contains_key(path) {
@@ -382,6 +415,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("rename", &from)?;
         if !matches!(fault, None | Some(Fault::PowerCut)) {
@@ -394,6 +428,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("remove", &path)?;
         if !matches!(fault, None | Some(Fault::PowerCut)) {
@@ -406,6 +441,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("sync_dir", &dir)?;
         outcome(fault)?;
@@ -450,12 +486,18 @@ impl File for MemoryFile {
         let disk = self.disk.lock();
         disk.alive()?;
         let start = position(offset)?;
-        let bytes = disk.files[self.id].seen.get(start..start + buffer.len());
+        let content = &disk.files[self.id];
+        let sectors = start / SECTOR..(start + buffer.len()).div_ceil(SECTOR);
+        if content.unreadable.range(sectors).next().is_some() {
+            return Err(io::Error::other("injected read error"));
+        }
+        let bytes = content.seen.get(start..start + buffer.len());
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("write", &(self.id, offset, bytes.len()))?;
         let start = position(offset)?;
@@ -468,6 +510,7 @@ impl File for MemoryFile {
     }
 
     fn allocate(&self, length: u64) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("allocate", &(self.id, length))?;
         outcome(fault)?;
@@ -481,6 +524,7 @@ impl File for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        look_before(&self.disk);
         let mut disk = self.disk.lock();
         let fault = disk.call("sync", &self.id)?;
         match fault {

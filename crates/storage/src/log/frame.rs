@@ -381,6 +381,39 @@ pub(super) fn read_frame(bytes: &[u8], place: FramePlace) -> Result<Frame<'_>, F
     })
 }
 
+/// Gives a frame that was changed the checksums of what it says now. Returns whether it says
+/// anything at all.
+#[cfg(test)]
+pub(super) fn reseal(bytes: &mut [u8], place: FramePlace) -> bool {
+    let at = usize::try_from(place.offset).unwrap_or(usize::MAX);
+    let length = bytes.get(at + 8..at + 12).map_or(0, fixed_u32) as usize;
+    let Some(frame) = bytes.get_mut(at..at + FRAME_HEADER_BYTES + length) else { return false };
+    let (header, payload) = frame.split_at_mut(FRAME_HEADER_BYTES);
+    let copy = payload.to_vec();
+    let mut records = RecordReader::new(&copy);
+    while let Ok(Some(record)) = records.record() {
+        let (Record::Append { group, first, count, .. } | Record::Copy { group, first, count }) =
+            record
+        else {
+            if records.skip(&record).is_err() {
+                return false;
+            }
+            continue;
+        };
+        for offset in 0..count {
+            let Ok(head) = records.entry_head() else { return false };
+            let position = LogPosition { term: head.term, index: first.wrapping_add(offset) };
+            let content = &copy[head.at..head.at + head.length as usize];
+            let checksum = entry_checksum(group, position, content).to_le_bytes();
+            payload[head.at - checksum.len()..head.at].copy_from_slice(&checksum);
+        }
+    }
+    let start = crc32c::crc32c_append(place_checksum(place), &header[4..]);
+    let Ok(checksum) = structure_checksum(payload, start) else { return false };
+    header[..4].copy_from_slice(&checksum.to_le_bytes());
+    true
+}
+
 /// Continues a checksum over all of a payload but the entries' contents.
 fn structure_checksum(payload: &[u8], mut checksum: u32) -> Result<u32, Fault> {
     let mut records = RecordReader::new(payload);

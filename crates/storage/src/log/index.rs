@@ -29,6 +29,7 @@ pub(super) struct Slot {
 }
 
 /// An entry as copied out for a reader.
+#[cfg_attr(test, derive(Clone))]
 pub(super) enum Piece {
     Here(LogEntry),
     Stored { position: LogPosition, segment: Arc<Segment>, offset: u32, length: u32 },
@@ -44,6 +45,8 @@ struct Recent {
 
 pub(super) struct Index {
     pub(super) groups: BTreeMap<GroupId, GroupState<Slot>>,
+    /// Bytes of each group's live entries.
+    bytes: BTreeMap<GroupId, u64>,
     recent: VecDeque<Recent>,
     contents: Contents,
     recent_bytes_max: usize,
@@ -74,7 +77,26 @@ impl Index {
         groups: BTreeMap<GroupId, GroupState<Slot>>,
         recent_bytes_max: usize,
     ) -> Self {
-        Self { groups, recent: VecDeque::new(), contents: Contents::default(), recent_bytes_max }
+        let of = |state: &GroupState<Slot>| state.slots.iter().map(|s| u64::from(s.length)).sum();
+        let bytes = groups.iter().map(|(group, state)| (*group, of(state))).collect();
+        let (recent, contents) = (VecDeque::new(), Contents::default());
+        Self { groups, bytes, recent, contents, recent_bytes_max }
+    }
+
+    /// Bytes of a group's live entries.
+    pub(super) fn bytes_of(&self, group: GroupId) -> u64 {
+        self.bytes.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Bytes of live entries per group.
+    pub(super) fn all_bytes(&self) -> impl Iterator<Item = (GroupId, u64)> {
+        self.bytes.iter().map(|(group, bytes)| (*group, *bytes))
+    }
+
+    fn gone(&mut self, group: GroupId, gone: u64) {
+        if let Some(bytes) = self.bytes.get_mut(&group) {
+            *bytes = bytes.saturating_sub(gone);
+        }
     }
 
     /// Adds entries that have been checked.
@@ -94,6 +116,8 @@ impl Index {
             self.contents.entries += 1;
             state.push(entry.position, slot);
         }
+        let length: usize = entries.iter().map(|entry| entry.content.len()).sum();
+        *self.bytes.entry(group).or_default() += length as u64;
         let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         self.recent.push_back(Recent { group, first: first.position.index, count, sequence });
         self.let_go_of_old();
@@ -103,9 +127,12 @@ impl Index {
     pub(super) fn truncate(&mut self, group: GroupId, from: u64) -> Option<LogPosition> {
         let state = self.groups.get_mut(&group)?;
         let last = position_before(state, from);
+        let mut gone = 0;
         for mut slot in state.truncate(from, last) {
+            gone += u64::from(slot.length);
             self.contents.let_go(&mut slot);
         }
+        self.gone(group, gone);
         last
     }
 
@@ -118,20 +145,27 @@ impl Index {
     ) -> Option<LogPosition> {
         let state = self.groups.entry(group).or_default();
         let last = if state.reaches(from) { position_before(state, from) } else { state.last };
+        let mut gone = 0;
         for mut slot in state.mark_lost(from, last, lost) {
+            gone += u64::from(slot.length);
             self.contents.let_go(&mut slot);
         }
+        self.gone(group, gone);
         last
     }
 
     pub(super) fn purge(&mut self, group: GroupId, up_to: LogPosition) {
         let state = self.groups.entry(group).or_default();
+        let mut gone = 0;
         for mut slot in state.purge(up_to) {
+            gone += u64::from(slot.length);
             self.contents.let_go(&mut slot);
         }
+        self.gone(group, gone);
     }
 
     pub(super) fn remove(&mut self, group: GroupId) {
+        self.bytes.remove(&group);
         let Some(state) = self.groups.remove(&group) else { return };
         for mut slot in state.slots {
             self.contents.let_go(&mut slot);

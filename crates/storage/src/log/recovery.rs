@@ -2,38 +2,36 @@
 //!
 //! One kind of damage is forgiven: a bad frame at the end of the newest segment with nothing valid
 //! behind it. That is what a crash leaves, and nobody was told that such a frame is durable.
-//! Damage inside a segment is kept to the groups that it concerns, which are then marked as
-//! [`Lost`](crate::log_store::Lost). Everything else (a missing or cut file, frames that do not
-//! follow each other) is an [`OpenError`] that names the place: the log never opens with less than
-//! was acknowledged and says nothing.
+//! Everything else that a disk can do to files (damaged bytes, sectors that cannot be read, files
+//! that are shorter than they were made or are not there) is kept to the groups that it may
+//! concern, which are then marked as [`Lost`](crate::log_store::Lost). What no disk does (frames
+//! that do not follow each other, files of another log) is an [`OpenError`] that names the place.
+//! The log never opens with less than was acknowledged and says nothing.
 //!
 //! Not here: changing the disk. That is [`super::tidy`], once all is read.
 
 mod doubt;
+mod image;
 mod replay;
 
 use std::collections::BTreeMap;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use self::image::{End, Image, find_end, find_frame, groups_near, is_torn, non_zero, read_image};
 pub(super) use self::replay::{FoundSlot, carry};
 use self::replay::{Replay, Replayed};
 use super::frame::{Frame, FramePlace, Record, RecordReader, read_frame};
 use super::group::GroupState;
-use super::segment::{HEADER_LENGTH, HeaderFault, check_header, path_of, read_whole};
+use super::segment::{HEADER_LENGTH, HeaderFault, path_of};
 use super::{Damage, OpenError, OpenReport};
 use crate::fs::{File, FileSystem};
 use crate::log_store::GroupId;
 
 const FIRST_FRAME: usize = HEADER_LENGTH;
-
-/// One segment file as read.
-struct Image {
-    number: u64,
-    file: Arc<dyn File>,
-    bytes: Vec<u8>,
-}
+/// What a segment that is not there counts for, at least, where room for entries is bounded.
+const MISSING_BYTES_MIN: u64 = 64 << 20;
 
 /// A segment without a frame: prepared, and never or not durably opened.
 pub(super) struct Unopened {
@@ -49,12 +47,16 @@ pub(super) struct Unopened {
 pub(super) struct Recovered {
     pub(super) log_id: u64,
     pub(super) groups: BTreeMap<GroupId, GroupState<FoundSlot>>,
-    /// From the oldest to the newest opened one.
+    /// From the oldest to the newest opened one, and what cannot be read behind it.
     pub(super) segments: Vec<FoundSegment>,
     /// Numbers that are no longer part of the log.
     pub(super) leftovers: Vec<u64>,
     pub(super) unopened: Option<Unopened>,
     pub(super) tail: Tail,
+    /// The number of the next segment that is made.
+    pub(super) number_next: u64,
+    /// Whether the file that names the log is to be made again.
+    pub(super) identity_damaged: bool,
     pub(super) report: OpenReport,
 }
 
@@ -68,6 +70,8 @@ pub(super) struct FoundSegment {
 
 /// Where and after what the log goes on.
 pub(super) struct Tail {
+    /// The newest segment that holds a frame.
+    pub(super) segment: u64,
     /// Number of the last batch.
     pub(super) batch: u64,
     /// Checksum of the last frame.
@@ -76,157 +80,120 @@ pub(super) struct Tail {
     pub(super) frame: (u64, Vec<u8>),
     /// Offset behind it.
     pub(super) offset: u64,
+    /// Whether nothing may follow it in its segment.
     pub(super) sealed: bool,
     /// Bytes behind it that are not zero: what a crash left of a batch.
     pub(super) garbage: Option<Range<usize>>,
 }
 
-/// Reads and verifies the log in `dir`. `numbers` are its segments in order, at least one.
+/// Reads and verifies the log in `dir`. `numbers` are its segments in order. `None` if none of them
+/// holds anything that can be read.
 pub(super) fn recover(
     fs: &dyn FileSystem,
     dir: &Path,
     log_id: u64,
     numbers: &[u64],
-) -> Result<Recovered, OpenError> {
-    let (newest, unopened) = find_newest(fs, dir, log_id, numbers)?;
+) -> Result<Option<Recovered>, OpenError> {
+    let Some(End { newest, behind }) = find_end(fs, dir, log_id, numbers)? else {
+        return Ok(None);
+    };
     let oldest = oldest_recorded(&newest, log_id, numbers)?;
     if newest.number < oldest {
         return Err(newest.damaged(0, vec![], "it names an oldest segment that comes after it"));
     }
-    for expected in oldest..=newest.number {
-        if numbers.binary_search(&expected).is_err() {
-            return Err(OpenError::Missing { segment: expected, oldest, newest: newest.number });
-        }
-    }
-
-    let mut replay = Replay::new(total_length(fs, dir, oldest..=newest.number)?);
+    let lengths = lengths(fs, dir, oldest..=newest.number, numbers)?;
+    let mut replay = Replay::new(lengths.total);
     let mut segments = Vec::new();
     let newest_number = newest.number;
     for number in oldest..newest_number {
-        let image = read_image(fs, dir, number)?;
-        let header_damaged = header_is_damaged(&image, log_id, &mut replay)?;
+        if numbers.binary_search(&number).is_err() {
+            replay.lose(number, 0, lengths.missing, "the segment is not there");
+            continue;
+        }
+        let image = read_image(fs, dir, log_id, number)?;
+        let header_damaged = note_header(&image, &mut replay);
         scan(&image, log_id, &mut replay, false)?;
         segments.push(image.into_found(header_damaged));
     }
-    let header_damaged = header_is_damaged(&newest, log_id, &mut replay)?;
-    let tail = scan(&newest, log_id, &mut replay, true)?;
-    match &unopened {
-        Some(next) if tail.sealed && !next.header_whole => {
-            return Err(OpenError::Damaged {
-                segment: next.number,
-                offset: 0,
-                groups: vec![],
-                reason: "the segment's header is damaged",
-            });
-        }
-        None if tail.sealed => {
-            let segment = newest_number + 1;
-            return Err(OpenError::Missing { segment, oldest, newest: segment });
-        }
-        Some(_) | None => {}
-    }
-    let Replayed { groups, report } = replay.finish(oldest)?;
+    let header_damaged = note_header(&newest, &mut replay);
+    let mut tail = scan(&newest, log_id, &mut replay, true)?;
     segments.push(newest.into_found(header_damaged));
+    let (unopened, unreadable) = judge_end(behind, &mut tail, lengths.missing, &mut replay);
+    let last_used = unreadable.last().map(|image| image.number);
+    let last_used = last_used.max(unopened.as_ref().filter(|u| u.header_whole).map(|u| u.number));
+    // A sealed segment has had a successor.
+    let last_used = last_used.unwrap_or(0).max(newest_number + u64::from(tail.sealed));
+    segments.extend(unreadable.into_iter().map(|image| image.into_found(false)));
+    let Replayed { groups, report } = replay.finish(oldest)?;
     let leftovers = numbers.iter().copied().filter(|number| *number < oldest).collect();
-    Ok(Recovered { log_id, groups, segments, leftovers, unopened, tail, report })
+    Ok(Some(Recovered {
+        log_id,
+        groups,
+        segments,
+        leftovers,
+        unopened,
+        tail,
+        number_next: last_used + 1,
+        identity_damaged: false,
+        report,
+    }))
 }
 
-/// Bytes of all these segments.
-fn total_length(
+/// Tells a segment that was prepared from what is left of segments that were written to, in the
+/// files behind the newest one that holds a frame. In the latter case the end of the log is lost.
+fn judge_end(
+    mut behind: Vec<Image>,
+    tail: &mut Tail,
+    missing_bytes: u64,
+    replay: &mut Replay,
+) -> (Option<Unopened>, Vec<Image>) {
+    let next = tail.segment + 1;
+    let last_is_whole = behind.last().is_some_and(Image::is_prepared);
+    let as_usual = match &behind[..] {
+        // A seal is written only once its successor is prepared.
+        [] => !replay.sealed(),
+        [only] => only.number == next && (last_is_whole || !replay.sealed()),
+        [..] => false,
+    };
+    let last = if last_is_whole || as_usual { behind.pop() } else { None };
+    if !as_usual {
+        let at = behind.first().map_or(next, |image| image.number);
+        replay.lose(
+            at,
+            0,
+            missing_bytes,
+            "a segment that was written to is not there or unreadable",
+        );
+        tail.sealed = true;
+    }
+    (last.map(Image::into_unopened), behind)
+}
+
+struct Lengths {
+    /// Bytes of all segments.
+    total: u64,
+    /// What each one that is not there counts for.
+    missing: u64,
+}
+
+fn lengths(
     fs: &dyn FileSystem,
     dir: &Path,
-    numbers: RangeInclusive<u64>,
-) -> Result<u64, OpenError> {
-    let length = |number| {
-        let path = path_of(dir, number);
-        let length = fs.open(&path).and_then(|file| file.length());
-        length.map_err(|source| OpenError::Io { path, source })
-    };
-    numbers.map(length).sum()
-}
-
-impl Image {
-    fn into_found(self, header_damaged: bool) -> FoundSegment {
-        let length = self.bytes.len() as u64;
-        FoundSegment { number: self.number, length, file: self.file, header_damaged }
-    }
-
-    fn damaged(&self, offset: usize, groups: Vec<GroupId>, reason: &'static str) -> OpenError {
-        OpenError::Damaged { segment: self.number, offset: offset as u64, groups, reason }
-    }
-}
-
-fn read_image(fs: &dyn FileSystem, dir: &Path, number: u64) -> Result<Image, OpenError> {
-    let path = path_of(dir, number);
-    let read = || -> std::io::Result<_> {
-        let file = fs.open(&path)?;
-        let bytes = read_whole(&*file)?;
-        Ok((file, bytes))
-    };
-    let (file, bytes) = read().map_err(|source| OpenError::Io { path: path.clone(), source })?;
-    Ok(Image { number, file, bytes })
-}
-
-/// The newest segment that was opened, and the one prepared behind it if there is one.
-fn find_newest(
-    fs: &dyn FileSystem,
-    dir: &Path,
-    log_id: u64,
+    expected: std::ops::RangeInclusive<u64>,
     numbers: &[u64],
-) -> Result<(Image, Option<Unopened>), OpenError> {
-    let mut unopened: Option<Unopened> = None;
-    for number in numbers.iter().rev() {
-        let image = read_image(fs, dir, *number)?;
-        let header = check_header(&image.bytes, log_id, *number);
-        if let Err(HeaderFault::Version(found)) = header {
-            return Err(OpenError::Version { segment: *number, found });
-        }
-        if is_opened(&image, log_id) {
-            if let Err(HeaderFault::Damaged(reason)) = header {
-                return Err(image.damaged(0, vec![], reason));
-            }
-            if let Some(next) = &unopened
-                && next.number != number + 1
-            {
-                let (segment, newest) = (number + 1, next.number);
-                return Err(OpenError::Missing { segment, oldest: *number, newest });
-            }
-            return Ok((image, unopened));
-        }
-        if unopened.is_some() {
-            let reason = "the segment holds no frame, and another segment follows";
-            return Err(image.damaged(FIRST_FRAME, vec![], reason));
-        }
-        unopened = Some(Unopened {
-            number: *number,
-            length: image.bytes.len() as u64,
-            header_whole: header.is_ok(),
-            garbage: non_zero(&image.bytes, FIRST_FRAME),
-            file: image.file,
-        });
+) -> Result<Lengths, OpenError> {
+    let count = expected.end() - expected.start() + 1;
+    let (mut total, mut missing, mut there) = (0, MISSING_BYTES_MIN, 0);
+    for number in numbers.iter().filter(|number| expected.contains(number)) {
+        let path = path_of(dir, *number);
+        let length = fs.open(&path).and_then(|file| file.length());
+        let length = length.map_err(|source| OpenError::Io { path, source })?;
+        total += length;
+        missing = missing.max(length);
+        there += 1;
     }
-    Err(OpenError::Missing { segment: 1, oldest: 1, newest: 1 })
-}
-
-/// Whether a segment was opened: it holds a frame, and not only one that was cut short.
-fn is_opened(image: &Image, log_id: u64) -> bool {
-    let Some(offset) = find_frame(image, log_id, FIRST_FRAME) else { return false };
-    let place = FramePlace { log_id, segment: image.number, offset: offset as u64 };
-    read_frame(&image.bytes, place).is_ok_and(|frame| !is_torn(image, log_id, &frame))
-}
-
-/// Whether a frame was cut short between its structure and its contents: it is the last one, and
-/// nothing in it counts.
-fn is_torn(image: &Image, log_id: u64, frame: &Frame<'_>) -> bool {
-    !frame.is_whole() && find_frame(image, log_id, frame.end).is_none()
-}
-
-/// The offset of the first valid frame at or after `from`.
-fn find_frame(image: &Image, log_id: u64, from: usize) -> Option<usize> {
-    (from..image.bytes.len()).step_by(8).find(|offset| {
-        let place = FramePlace { log_id, segment: image.number, offset: *offset as u64 };
-        read_frame(&image.bytes, place).is_ok()
-    })
+    // The last one may have had successors that are not there either.
+    Ok(Lengths { total: total + missing.saturating_mul(count - there + 1), missing })
 }
 
 /// The oldest segment of the log, by the newest record that says so. Where frames are lost, that
@@ -282,22 +249,21 @@ fn oldest_recorded(newest: &Image, log_id: u64, numbers: &[u64]) -> Result<u64, 
     Ok(oldest)
 }
 
-/// Whether a segment's header is to be written again. It holds nothing that the segment's name,
-/// length and frames do not say.
-fn header_is_damaged(image: &Image, log_id: u64, replay: &mut Replay) -> Result<bool, OpenError> {
-    match check_header(&image.bytes, log_id, image.number) {
-        Ok(()) => Ok(false),
-        Err(HeaderFault::Version(found)) => {
-            Err(OpenError::Version { segment: image.number, found })
-        }
-        Err(HeaderFault::Damaged(reason)) => Err(image.damaged(0, vec![], reason)),
+/// Notes what is wrong with a segment's header. Returns whether it is to be written again: it holds
+/// nothing that the segment's name, length and frames do not say.
+fn note_header(image: &Image, replay: &mut Replay) -> bool {
+    let (reason, again) = match image.header {
+        // Others do not come as far as this.
+        Ok(()) | Err(HeaderFault::Version(_) | HeaderFault::Foreign) => return false,
         Err(HeaderFault::Unreadable) => {
-            let reason = "the segment's header is damaged; its frames are not";
-            let damage = Damage { segment: image.number, offset: 0, groups: vec![], reason };
-            replay.note(damage);
-            Ok(true)
+            let has_room = HEADER_LENGTH <= image.bytes.len();
+            ("the segment's header is damaged; its frames are not", has_room)
         }
-    }
+        // It goes on saying how long the file was.
+        Err(HeaderFault::Cut(_)) => ("the file is shorter than it was made", false),
+    };
+    replay.note(Damage { segment: image.number, offset: 0, groups: vec![], reason });
+    again
 }
 
 /// Reads one segment's frames into the replay.
@@ -326,15 +292,11 @@ fn scan(
                     replay.lose(image.number, at as u64, (next - at) as u64, reason);
                     at = next;
                 }
-                None if is_newest && FIRST_FRAME < at => break,
-                None if FIRST_FRAME < at => {
-                    // The next segment's opening says what is there.
-                    replay.lose(image.number, at as u64, (image.bytes.len() - at) as u64, reason);
-                    break;
-                }
+                None if is_newest => break,
                 None => {
-                    let reason = "no frame of the segment can be read";
-                    return Err(image.damaged(at, vec![], reason));
+                    // The next segment's opening says what is there.
+                    replay.lose(image.number, at as u64, image.bytes_from(at), reason);
+                    break;
                 }
             },
         }
@@ -342,14 +304,22 @@ fn scan(
     if replay.sealed() && find_frame(image, log_id, at).is_some() {
         return Err(image.damaged(at, vec![], "a frame follows the seal"));
     }
+    let is_sealed = replay.sealed();
+    let mut sealed = is_sealed;
+    if let Some(reason) = image.gap_behind(at).filter(|_| is_newest && !is_sealed) {
+        // No crash does that: what is not here may have been acknowledged.
+        replay.lose(image.number, at as u64, image.bytes_from(at), reason);
+        sealed = true;
+    }
     let (batch, checksum) = replay.chain();
     Ok(Tail {
+        segment: image.number,
         batch,
         checksum,
-        frame: (last as u64, image.bytes[last..at].to_vec()),
+        frame: (last as u64, image.bytes.get(last..at).unwrap_or_default().to_vec()),
         offset: at as u64,
-        sealed: replay.sealed(),
-        garbage: non_zero(&image.bytes, at),
+        sealed,
+        garbage: if sealed && !is_sealed { None } else { non_zero(&image.bytes, at) },
     })
 }
 
@@ -361,42 +331,4 @@ fn take(image: &Image, at: usize, frame: &Frame<'_>, replay: &mut Replay) -> Res
         };
         image.damaged(at, groups, fault.reason)
     })
-}
-
-/// The groups named in what may once have been the frame at `at`, as far as it can be read.
-fn groups_near(image: &Image, at: usize) -> Vec<GroupId> {
-    let Some(payload) = image.bytes.get(at + super::frame::FRAME_HEADER_BYTES..) else {
-        return vec![];
-    };
-    let mut groups = Vec::new();
-    let mut records = RecordReader::new(payload);
-    while let Ok(Some(record)) = records.record() {
-        match record {
-            Record::Append { group, .. }
-            | Record::Copy { group, .. }
-            | Record::Truncate { group, .. }
-            | Record::HardState { group, .. }
-            | Record::Purge { group, .. }
-            | Record::Drop { group }
-            | Record::Lost { group, .. } => groups.push(group),
-            Record::Opening { .. }
-            | Record::Seal { .. }
-            | Record::Oldest { .. }
-            | Record::Marker
-            | Record::Echo { .. } => {}
-        }
-        if records.skip(&record).is_err() {
-            break;
-        }
-    }
-    groups.sort_unstable();
-    groups.dedup();
-    groups
-}
-
-/// The range from `from` to behind the last byte that is not zero.
-fn non_zero(bytes: &[u8], from: usize) -> Option<Range<usize>> {
-    let rest = bytes.get(from..)?;
-    let last = rest.iter().rposition(|byte| *byte != 0)?;
-    Some(from..from + last + 1)
 }

@@ -15,6 +15,10 @@ const IDENTITY_MAGIC: [u8; 8] = *b"AHLOG-ID";
 const IDENTITY_BYTES: usize = 24;
 pub(super) const IDENTITY_NAME: &str = "identity";
 pub(super) const LOCK_NAME: &str = "lock";
+/// Present as long as groups of which the log knows nothing may have been in it.
+pub(super) const DOUBT_NAME: &str = "doubt";
+/// Added to the names of segments that hold nothing that can be read.
+pub(super) const USELESS_SUFFIX: &str = ".unreadable";
 const SUFFIX: &str = ".segment";
 
 /// An open segment. The file lives until the last reference to it is gone, even if its name has
@@ -55,16 +59,17 @@ pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; HEADER_LENGT
 pub(super) enum HeaderFault {
     /// It is damaged. Its segment's name and frames say the same.
     Unreadable,
-    /// It is of another place, or the file is not what it says.
-    Damaged(&'static str),
+    /// The file is shorter than it was made; so long it was.
+    Cut(u64),
+    /// It is of another log or place.
+    Foreign,
     /// It is whole, of another format version.
     Version(u32),
 }
 
 /// Checks the header of a segment's bytes.
 pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(), HeaderFault> {
-    let whole =
-        bytes.get(..HEADER_LENGTH).ok_or(HeaderFault::Damaged("the segment's header is cut"))?;
+    let whole = bytes.get(..HEADER_LENGTH).ok_or(HeaderFault::Unreadable)?;
     if crc32c::crc32c(&whole[..60]).to_le_bytes() != whole[60..] || whole[..8] != SEGMENT_MAGIC {
         return Err(HeaderFault::Unreadable);
     }
@@ -74,11 +79,11 @@ pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(),
     }
     let length = whole[32..40].try_into().map_or(0, u64::from_le_bytes);
     if whole != header(log_id, number, length) {
-        return Err(HeaderFault::Damaged("the segment belongs to another log or place"));
+        return Err(HeaderFault::Foreign);
     }
     // No crash shortens a file whose length was synced: something cut it.
     if (bytes.len() as u64) < length {
-        return Err(HeaderFault::Damaged("the file is shorter than it was made"));
+        return Err(HeaderFault::Cut(length));
     }
     Ok(())
 }
@@ -102,6 +107,14 @@ pub(super) fn read_identity(file: &dyn File) -> io::Result<Option<u64>> {
     file.read_at(&mut bytes, 0)?;
     let log_id = bytes[12..20].try_into().map_or(0, u64::from_le_bytes);
     Ok((bytes == identity(log_id)).then_some(log_id))
+}
+
+/// The log id in a segment's header, if the header is whole.
+pub(super) fn log_id_of(header: &[u8]) -> Option<u64> {
+    let whole = header.get(..HEADER_LENGTH)?;
+    let is_whole = crc32c::crc32c(&whole[..60]).to_le_bytes() == whole[60..];
+    (is_whole && whole[..8] == SEGMENT_MAGIC)
+        .then(|| whole[16..24].try_into().map_or(0, u64::from_le_bytes))
 }
 
 /// All bytes of a file.

@@ -1,11 +1,14 @@
-//! Tests of the log, from the contract down to each byte.
+//! Tests of the log, from the contract down to each byte. `docs/log-tests.md` says which is where.
 
 mod conformance;
 mod crash;
 mod crossed;
 mod damage;
+mod forged;
 mod full_disk;
+mod interleaved;
 mod lag;
+mod missing;
 mod model;
 mod power;
 mod stress;

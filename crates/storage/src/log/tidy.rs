@@ -1,5 +1,6 @@
 //! Makes a log's directory fit to be written to: creates a new log, or ends what a crash cut short.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,48 +8,107 @@ use std::sync::Arc;
 use super::frame::{FramePlace, FrameWriter};
 use super::recovery::{FoundSegment, Recovered, Tail, Unopened};
 use super::segment::{
-    HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, header, identity, path_of, read_identity,
-    read_whole,
+    DOUBT_NAME, HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, USELESS_SUFFIX, header,
+    identity, log_id_of, name_of, number_of, path_of, read_identity, read_whole,
 };
-use super::{OpenError, OpenReport};
+use super::{Damage, OpenError, OpenReport};
 use crate::fs::{File, FileSystem};
 
 /// Number of a log's first segment.
 const FIRST: u64 = 1;
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// The log id of an existing log, or `None` if there is none (or one whose creation was cut).
+/// What is in a log's directory.
+pub(super) enum Existing {
+    /// No log, or one whose creation was cut short.
+    None,
+    /// A log with this id; `identity_damaged` if its segments had to say so.
+    Log { log_id: u64, identity_damaged: bool },
+    /// The file that names it, and no segment.
+    Emptied,
+}
+
+/// Finds out whose log it is.
 pub(super) fn existing(
     fs: &dyn FileSystem,
     dir: &Path,
     names: &[String],
     numbers: &[u64],
-) -> Result<Option<u64>, OpenError> {
+) -> Result<Existing, OpenError> {
     let path = dir.join(IDENTITY_NAME);
     let failed = |source| OpenError::Io { path: path.clone(), source };
-    if names.iter().any(|name| name == IDENTITY_NAME) {
+    let is_named = names.iter().any(|name| name == IDENTITY_NAME);
+    if numbers.is_empty() {
+        return Ok(if is_named { Existing::Emptied } else { Existing::None });
+    }
+    if is_named {
         let file = fs.open(&path).map_err(failed)?;
         if let Some(log_id) = read_identity(&*file).map_err(failed)? {
-            return Ok(Some(log_id));
+            return Ok(Existing::Log { log_id, identity_damaged: false });
         }
     }
-    match numbers {
-        [] if names.iter().any(|name| name == IDENTITY_NAME) => Err(OpenError::Identity),
-        [] => Ok(None),
-        [FIRST] => {
-            // Creation makes the first segment before the identity: one that holds nothing but its
-            // opening was never used.
-            let path = path_of(dir, FIRST);
-            let read = || read_whole(&*fs.open(&path)?);
-            let bytes = read().map_err(|source| OpenError::Io { path: path.clone(), source })?;
-            let used = bytes.get(fresh_opening(0).0.len()..).unwrap_or_default();
-            if used.iter().any(|byte| *byte != 0) {
-                return Err(OpenError::Identity);
-            }
-            Ok(None)
-        }
-        _ => Err(OpenError::Identity),
+    let mut ids = BTreeSet::new();
+    for number in numbers {
+        let path = path_of(dir, *number);
+        let read = || -> io::Result<_> {
+            let file = fs.open(&path)?;
+            let mut bytes = [0; HEADER_LENGTH];
+            let whole = HEADER_LENGTH as u64 <= file.length()?;
+            Ok(if whole { file.read_at(&mut bytes, 0).ok().map(|()| bytes) } else { None })
+        };
+        let header = read().map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        ids.extend(header.as_ref().and_then(|header| log_id_of(header)));
     }
+    if numbers == [FIRST] && !was_used(fs, dir)? {
+        return Ok(Existing::None);
+    }
+    match ids.first() {
+        Some(log_id) if ids.len() == 1 => {
+            Ok(Existing::Log { log_id: *log_id, identity_damaged: true })
+        }
+        Some(_) | None => Err(OpenError::Identity),
+    }
+}
+
+/// Whether the first segment holds more than its opening. Creation makes it before the identity, so
+/// one that does not was never used.
+fn was_used(fs: &dyn FileSystem, dir: &Path) -> Result<bool, OpenError> {
+    let path = path_of(dir, FIRST);
+    let read = || read_whole(&*fs.open(&path)?);
+    let bytes = read().map_err(|source| OpenError::Io { path: path.clone(), source })?;
+    let used = bytes.get(fresh_opening(0).0.len()..).unwrap_or_default();
+    Ok(used.iter().any(|byte| *byte != 0))
+}
+
+/// Notes that groups of which the log knows nothing may have been in it, until somebody who knows
+/// the groups has been told. Durable before anything else of the log is changed.
+pub(super) fn note_doubt(fs: &dyn FileSystem, dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join(DOUBT_NAME);
+    let noted = fs.create(&path, 0).and_then(|_| fs.sync_dir(dir));
+    noted.map_err(|source| OpenError::Io { path, source })
+}
+
+/// Puts segments aside that hold nothing that can be read, and begins a new log.
+pub(super) fn begin_again(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    names: &[String],
+    numbers: &[u64],
+    length: u64,
+) -> Result<Recovered, OpenError> {
+    for number in numbers {
+        let path = path_of(dir, *number);
+        let aside = dir.join(name_of(*number) + USELESS_SUFFIX);
+        fs.rename(&path, &aside).map_err(|source| OpenError::Io { path, source })?;
+    }
+    fs.sync_dir(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+    let left: Vec<String> =
+        names.iter().filter(|name| number_of(name).is_none()).cloned().collect();
+    let mut recovered = create(fs, dir, &left, length)?;
+    let reason = "no segment of the log is left that can be read";
+    recovered.report.damages.push(Damage { segment: 0, offset: 0, groups: vec![], reason });
+    recovered.report.unknown_groups_may_be_lost = true;
+    Ok(recovered)
 }
 
 /// Header and opening of a new log's first segment, and the opening's checksum.
@@ -71,9 +131,11 @@ pub(super) fn create(
     length: u64,
 ) -> Result<Recovered, OpenError> {
     let make = || -> io::Result<Recovered> {
-        for name in [IDENTITY_NAME.to_owned(), super::segment::name_of(FIRST)] {
+        for name in [IDENTITY_NAME.to_owned(), name_of(FIRST)] {
             if names.contains(&name) {
                 fs.remove(&dir.join(name))?;
+                // Or a crash may leave the old identity beside the new segment.
+                fs.sync_dir(dir)?;
             }
         }
         let log_id = fs.unique_id()?;
@@ -95,8 +157,11 @@ pub(super) fn create(
             segments: vec![FoundSegment { number: FIRST, file, length, header_damaged: false }],
             leftovers: vec![],
             unopened: None,
+            number_next: FIRST + 1,
+            identity_damaged: false,
             report: OpenReport::default(),
             tail: Tail {
+                segment: FIRST,
                 batch: 1,
                 checksum,
                 frame: (SEGMENT_HEADER_BYTES, bytes[HEADER_LENGTH..].to_vec()),
@@ -119,15 +184,22 @@ pub(super) fn tidy(
     let work = || -> io::Result<Option<Unopened>> {
         // What was written last may be here by the grace of the page cache only, its fsync having
         // failed: it is written again, so that this fsync counts.
-        let identity_file = fs.open(&dir.join(IDENTITY_NAME))?;
-        identity_file.write_at(&identity(recovered.log_id), 0)?;
+        let path = dir.join(IDENTITY_NAME);
+        let mark = identity(recovered.log_id);
+        if recovered.identity_damaged {
+            remove_if_there(fs, &path)?;
+            fs.create(&path, mark.len() as u64)?;
+        }
+        let identity_file = fs.open(&path)?;
+        identity_file.write_at(&mark, 0)?;
         identity_file.sync_data()?;
         for found in recovered.segments.iter().filter(|found| found.header_damaged) {
             found.file.write_at(&header(recovered.log_id, found.number, found.length), 0)?;
             found.file.sync_data()?;
         }
-        if let Some(newest) = recovered.segments.last() {
-            let tail = &recovered.tail;
+        let tail = &recovered.tail;
+        let newest = recovered.segments.iter().find(|found| found.number == tail.segment);
+        if let Some(newest) = newest {
             newest.file.write_at(&tail.frame.1, tail.frame.0)?;
             zero(&*newest.file, tail.garbage.clone())?;
             newest.file.sync_data()?;
@@ -185,7 +257,11 @@ pub(super) fn prepare(
 
 /// Removes a segment whose preparation failed.
 pub(super) fn remove_failed(fs: &dyn FileSystem, dir: &Path, number: u64) -> io::Result<()> {
-    match fs.remove(&path_of(dir, number)) {
+    remove_if_there(fs, &path_of(dir, number))
+}
+
+pub(super) fn remove_if_there(fs: &dyn FileSystem, path: &Path) -> io::Result<()> {
+    match fs.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }

@@ -70,6 +70,8 @@ pub(super) struct Writer {
     pub(super) written: Written,
     pub(super) current: Current,
     pub(super) prepared: Option<Prepared>,
+    /// Number of the next segment that is made. None is used twice.
+    pub(super) number_next: u64,
     /// Number of the last batch.
     pub(super) batch: u64,
     /// Checksum of the last frame.

@@ -28,7 +28,7 @@ pub(super) struct SegmentUse {
 
 pub(super) struct Written {
     pub(super) groups: BTreeMap<GroupId, GroupState<Home>>,
-    /// Oldest first, numbers consecutive, the current one last.
+    /// Oldest first, numbers rising, the current one last.
     pub(super) uses: Uses,
 }
 
@@ -54,8 +54,9 @@ impl Uses {
         self.list.front()
     }
 
-    pub(super) fn current(&self) -> Option<&SegmentUse> {
-        self.list.back()
+    /// A segment by its number.
+    pub(super) fn find(&self, number: u64) -> Option<&SegmentUse> {
+        self.position(number).map(|at| &self.list[at])
     }
 
     /// Bytes of all files.
@@ -74,20 +75,27 @@ impl Uses {
         needed.or(self.list.back()).map_or(0, |found| found.segment.number)
     }
 
-    fn find(&mut self, number: u64) -> Option<&mut SegmentUse> {
+    /// Numbers rise, with gaps where segments are lost.
+    fn position(&self, number: u64) -> Option<usize> {
         let first = self.list.front()?.segment.number;
-        self.list.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+        let guess = usize::try_from(number.checked_sub(first)?).ok()?;
+        if self.list.get(guess).is_some_and(|found| found.segment.number == number) {
+            return Some(guess);
+        }
+        self.list.binary_search_by_key(&number, |found| found.segment.number).ok()
     }
 
     pub(super) fn gain(&mut self, home: Home) {
-        if let Some(found) = self.find(home.segment) {
+        if let Some(at) = self.position(home.segment) {
+            let found = &mut self.list[at];
             found.live_entries += 1;
             found.live_bytes += u64::from(home.length);
         }
     }
 
     pub(super) fn lose(&mut self, home: Home) {
-        if let Some(found) = self.find(home.segment) {
+        if let Some(at) = self.position(home.segment) {
+            let found = &mut self.list[at];
             found.live_entries -= 1;
             found.live_bytes -= u64::from(home.length);
         }

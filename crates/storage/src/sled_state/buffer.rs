@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -73,8 +74,17 @@ struct Queue {
     closed_bytes: usize,
     /// Groups below this number are in the tree.
     drained: u64,
+    /// Somebody brings the first closed group into the tree, however long that takes.
+    is_applying: bool,
     ending: bool,
     failed: Option<String>,
+}
+
+impl Group {
+    /// Bytes of keys and values.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Queue {
@@ -122,16 +132,36 @@ impl Buffer {
         Ok(())
     }
 
-    /// Waits until the tree holds everything committed before this call.
-    pub(super) fn drain(&self) -> Result<(), StateError> {
+    /// Waits until the tree holds everything committed before this call. Returns `false` if for
+    /// so long nothing has come into the tree.
+    pub(super) fn drain(&self, patience: Duration) -> Result<bool, StateError> {
         let mut queue = self.queue.lock();
         queue.close();
         self.work.notify_one();
         let end = queue.filling.number;
         while queue.failed.is_none() && queue.drained < end {
-            self.progress.wait(&mut queue);
+            let before = queue.drained;
+            let is_late = self.progress.wait_for(&mut queue, patience).timed_out();
+            if is_late && queue.drained == before && !queue.is_applying {
+                return Ok(false);
+            }
         }
-        queue.check()
+        queue.check().map(|()| true)
+    }
+
+    /// The group that `next` gave cannot come into the tree yet. Waits as `pause` does.
+    pub(super) fn postpone(&self, pause: Duration) -> bool {
+        self.queue.lock().is_applying = false;
+        self.pause(pause)
+    }
+
+    /// Waits a little. Returns `false` if the store is being dropped.
+    pub(super) fn pause(&self, pause: Duration) -> bool {
+        let mut queue = self.queue.lock();
+        if !queue.ending {
+            self.progress.wait_for(&mut queue, pause);
+        }
+        !queue.ending
     }
 
     #[cfg(test)]
@@ -145,6 +175,7 @@ impl Buffer {
         queue.close();
         queue.ending = true;
         self.work.notify_one();
+        self.progress.notify_all();
     }
 
     /// Takes nothing any more.
@@ -161,8 +192,9 @@ impl Buffer {
             if queue.failed.is_some() {
                 return None;
             }
-            if let Some(group) = queue.closed.front() {
-                return Some(Arc::clone(group));
+            if let Some(group) = queue.closed.front().cloned() {
+                queue.is_applying = true;
+                return Some(group);
             }
             if queue.ending {
                 return None;
@@ -184,6 +216,7 @@ impl Buffer {
         queue.closed.pop_front();
         queue.closed_bytes -= group.bytes;
         queue.drained = group.number + 1;
+        queue.is_applying = false;
         self.progress.notify_all();
     }
 

@@ -1,6 +1,7 @@
 //! The tree and the files around it: reads, batches of rows, checkpoints.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -165,7 +166,11 @@ impl Engine {
             // Only a bug can bring one about: rows are too small.
             return Err(self.damaged("sled put a page into a file that it never syncs"));
         }
-        marker::write(&self.paths.marker, sequence).map_err(StateError::Io)
+        // The rows are durable. What names them may follow when there is room for it.
+        marker::write(&self.paths.marker, sequence).map_err(|error| {
+            let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            if is_full { StateError::NoSpace } else { StateError::Io(error) }
+        })
     }
 
     /// Bytes of sled's files.

@@ -32,6 +32,39 @@ fn store_with_rows(dir: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     rows(&store, b"", END)
 }
 
+#[test]
+fn a_full_disk_keeps_rows_in_memory_until_there_is_room_and_costs_nothing() {
+    let dir = temp();
+    let before = store_with_rows(dir.path());
+    let (store, _) = open(dir.path());
+    store.shared.room.lock().is_full = true;
+    for number in 100..160u8 {
+        commit(&store, &[(&[number], Some(&value(7, 2000)))]);
+    }
+    commit(&store, &[(&[3], None)]);
+    assert!(matches!(store.checkpoint(), Err(StateError::NoSpace)));
+    let seen = rows(&store, b"", END);
+    assert_eq!(seen.len(), before.len() + 59);
+    assert_eq!(store.get(&[3]).unwrap(), None);
+    // A crash now costs what came after the last checkpoint, and nothing else.
+    let crashed = temp();
+    copy_dir(dir.path(), crashed.path());
+    let (copy, opened) = open(crashed.path());
+    assert_eq!(opened, Opened::Intact { checkpoint: 1 });
+    assert_eq!(rows(&copy, b"", END), before);
+    store.shared.room.lock().is_full = false;
+    store.checkpoint().unwrap();
+    drop(store);
+    let (store, opened) = open(dir.path());
+    assert_eq!(opened, Opened::Intact { checkpoint: 2 });
+    assert_eq!(rows(&store, b"", END), seen);
+    // One that is dropped on a full disk does not wait for ever.
+    store.shared.room.lock().is_full = true;
+    commit(&store, &[(b"last", Some(b"lost"))]);
+    drop(store);
+    assert_eq!(rows(&open(dir.path()).0, b"", END), seen);
+}
+
 #[track_caller]
 fn assert_discarded_and_working(dir: &Path, part_of_reason: &str) {
     let (store, opened) = open(dir);
@@ -352,7 +385,7 @@ fn replaced_long_values_leave_nothing_behind() {
         }
     }
     let chunks = |store: &SledState| {
-        store.shared.buffer.drain().unwrap();
+        assert!(store.shared.buffer.drain(ROOM_PAUSE).unwrap());
         store.shared.engine.tree.scan_prefix(layout::all_chunks()).count()
     };
     let needed = EDGE_LENGTHS.iter().filter(|length| 2048 < **length);

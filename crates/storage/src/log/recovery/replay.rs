@@ -245,8 +245,7 @@ impl Replay {
                 }
             }
             Record::Lost { group, from, last, lost } => {
-                self.doubts.settle(group);
-                self.groups.entry(group).or_default().mark_lost(from, last, lost);
+                self.lose_entries(group, from, last, lost)?;
             }
             Record::Seal { successor } => {
                 if successor != place.segment + 1 {
@@ -262,6 +261,37 @@ impl Replay {
 
     fn meet(&mut self, group: GroupId) {
         self.doubts.meet(group, !self.groups.contains_key(&group));
+    }
+
+    /// An earlier start has noted a loss. Where frames since are in doubt, what it says was left may
+    /// be missing here: then the doubt stays.
+    fn lose_entries(
+        &mut self,
+        group: GroupId,
+        from: u64,
+        last: Option<LogPosition>,
+        lost: Lost,
+    ) -> Result<(), ReplayFault> {
+        self.meet(group);
+        let sure = self.doubts.entries_are_sure(group);
+        let state = self.groups.entry(group).or_default();
+        state.mark_lost(from, last, lost);
+        let end = match state.slots.len() as u64 {
+            0 => state.purged.map(|mark| mark.index),
+            count => Some(state.first + count - 1),
+        };
+        if end == last.map(|last| last.index) {
+            self.doubts.settle(group);
+            return Ok(());
+        }
+        if sure {
+            return Err(of(group, "a loss leaves other entries than there are"));
+        }
+        state.last = match state.slots.back() {
+            Some(slot) => end.map(|index| LogPosition { term: slot.term, index }),
+            None => state.purged,
+        };
+        Ok(())
     }
 
     /// Joins an append to what is known, or goes on from there alone where that is in doubt.

@@ -76,3 +76,29 @@ fn a_group_stuck_at_twenty_thousand_entries_leaves_the_disk_bounded() {
     let log = open(&fs.after_crash(0), config).unwrap();
     assert_eq!(read_all(&log, stuck).len(), 20_000);
 }
+
+#[test]
+fn the_bytes_of_each_group_are_counted_through_every_change_and_start() {
+    let fs = MemoryFs::new();
+    let log = open(&fs, super::crash::config()).unwrap();
+    let check = |log: &SegmentedLog| {
+        let mut all = Vec::new();
+        for group in log.groups() {
+            let live = read_all(log, group).iter().map(|entry| entry.content.len() as u64).sum();
+            assert_eq!(log.group_bytes(group), live, "{group:?}");
+            all.push((group, live));
+        }
+        all.sort_by_key(|(group, bytes)| (std::cmp::Reverse(*bytes), *group));
+        all.retain(|(_, bytes)| 0 < *bytes);
+        let mut largest = log.largest_groups(usize::MAX);
+        largest.retain(|(_, bytes)| 0 < *bytes);
+        assert_eq!(largest, all);
+    };
+    for change in super::crash::script() {
+        write(&log, change).unwrap();
+        check(&log);
+    }
+    assert_eq!(log.group_bytes(group(999)), 0);
+    drop(log);
+    check(&open(&fs.after_crash(0), super::crash::config()).unwrap());
+}

@@ -266,13 +266,14 @@ impl Writer {
     }
 
     fn make_next(&mut self, wanted: u64) -> io::Result<()> {
-        let number = self.current.segment.number + 1;
+        let number = self.number_next;
         let least = wanted + self.reserve() + SEGMENT_HEADER_BYTES + super::SEAL_BYTES;
         let length = self.config.segment_bytes.max(least.next_multiple_of(4096));
         self.within_bound(length)?;
         match tidy::prepare(&*self.fs, &self.dir, self.log_id, number, length) {
             Ok(file) => {
                 let segment = Arc::new(Segment { number, file });
+                self.number_next += 1;
                 self.prepared = Some(Prepared { segment, length });
                 Ok(())
             }
