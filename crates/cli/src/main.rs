@@ -14,6 +14,7 @@ mod account;
 mod anchor;
 mod bench;
 mod chaos;
+mod compare;
 mod context;
 mod debug;
 mod demo;

@@ -1,4 +1,4 @@
-//! `anchorhold cluster status`, `node list|release-ballast`, `shard list|show`, `zone
+//! `anchorhold cluster status`, `node list|release-ballast`, `shard list|show|compare`, `zone
 //! list|kill|start`. What moves replicas and leaders: `placing`.
 
 use std::time::Duration;
@@ -129,6 +129,12 @@ enum ShardCommand {
         /// The node that gets it
         #[arg(long, value_name = "NODE")]
         to: String,
+    },
+    /// Compare what the replicas of a shard hold at one index. Reads every row of every replica.
+    /// Ends with 7 if two differ
+    Compare {
+        /// The shard's id, as `shard list` shows it
+        shard: String,
     },
 }
 
@@ -320,6 +326,7 @@ pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
             let shard_id = placing::shard_id(&context.admin()?, &shard).await?;
             list_shards(&context, 0, Some(shard_id)).await
         }
+        ShardCommand::Compare { shard } => crate::compare::compare(&context, &shard).await,
         ShardCommand::Transfer { shard, to } => placing::transfer(&context, &shard, &to).await,
         ShardCommand::Move { shard, from, to } => {
             placing::move_replica(&context, &shard, &from, &to).await

@@ -99,6 +99,8 @@ impl AdminClient {
         /// Digests a replica of the node that is asked.
         get_replica_digest(GetReplicaDigestRequest) -> GetReplicaDigestResponse
             = GET_REPLICA_DIGEST;
+        /// Digests all replicas of a shard at one index and compares them.
+        compare_replicas(CompareReplicasRequest) -> CompareReplicasResponse = COMPARE_REPLICAS;
         /// Says what a node runs.
         get_server_info(GetServerInfoRequest) -> GetServerInfoResponse = GET_SERVER_INFO;
         /// Says whom the key belongs to.

@@ -50,6 +50,7 @@ methods! {
     LIST_ZONES = Read "/anchorhold.admin.v1.ClusterService/ListZones";
     LIST_SHARDS = Read "/anchorhold.admin.v1.ClusterService/ListShards";
     GET_REPLICA_DIGEST = Read "/anchorhold.admin.v1.ClusterService/GetReplicaDigest";
+    COMPARE_REPLICAS = Read "/anchorhold.admin.v1.ClusterService/CompareReplicas";
     GET_SERVER_INFO = Read "/anchorhold.admin.v1.ClusterService/GetServerInfo";
     WHO_AM_I = Read "/anchorhold.admin.v1.ClusterService/WhoAmI";
     DRAIN_NODE = Write "/anchorhold.admin.v1.PlacementService/DrainNode";

@@ -40,6 +40,11 @@ pub struct ConsensusConfig {
     pub snapshot_entries: u64,
     /// Entries kept behind a snapshot for followers that lag a little.
     pub snapshot_entries_kept: u64,
+    /// Bytes of one shard's log after which a snapshot is taken and everything before it purged,
+    /// however few the entries are.
+    pub snapshot_log_bytes: u64,
+    /// Bytes of one shard's log at which its writes of data are refused until it has shrunk.
+    pub shard_log_bytes_max: u64,
     /// Snapshots built at once on this node.
     pub snapshot_builds_max: usize,
     /// Bytes per second of one snapshot transfer, at most.
@@ -68,6 +73,8 @@ impl Default for ConsensusConfig {
             link_messages_max: 16_384,
             snapshot_entries: 10_000,
             snapshot_entries_kept: 2_000,
+            snapshot_log_bytes: 256 << 20,
+            shard_log_bytes_max: 1 << 30,
             snapshot_builds_max: 1,
             snapshot_bytes_per_second_max: 64 << 20,
             checkpoint_interval_ms: 2_000,

@@ -48,7 +48,7 @@ mod wire;
 mod suite_tests;
 
 pub use config::{ConsensusConfig, Identity};
-pub use digest::ReplicaDigest;
+pub use digest::{DigestError, ReplicaDigest};
 pub use error::{CallError, ProposeError, ReadError};
 pub use fence::Fence;
 pub use fitness::{FitnessReport, Trouble};

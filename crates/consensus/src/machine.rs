@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::digest::Wanted;
 use crate::host::Listener;
 use crate::keys;
 use crate::seams::{Exit, Offload};
@@ -63,6 +64,8 @@ pub(crate) struct MachineShared {
     pub(crate) exit: Arc<dyn Exit>,
     /// Guards every commit of this replica's rows against a snapshot's cut.
     pub(crate) cut: Mutex<Option<Cut>>,
+    /// Who waits for a cut at an index to come.
+    pub(crate) wanted: Mutex<Option<Wanted>>,
     pub(crate) header: ArcSwap<Header>,
     /// The shard's state alone, for readers. Of no meaning in the catalog.
     pub(crate) shard: ArcSwap<ShardState>,
@@ -90,6 +93,9 @@ impl MachineShared {
             }
             if result.is_ok() {
                 result = self.state.commit(batch.take().unwrap_or_default());
+            }
+            if result.is_ok() {
+                self.begin_wanted(&mut cut, &header);
             }
         });
         result.map_err(|error| self.fail(&error))?;

@@ -124,6 +124,8 @@ pub struct Replica {
     admission: AtomicU8,
     takes_entries: AtomicBool,
     campaigns: AtomicBool,
+    /// Its log is longer than one shard's may be: no data until it has shrunk.
+    log_full: AtomicBool,
     /// Why the replica no longer serves; empty while it does.
     stopped: ArcSwap<String>,
     /// Whether the log had lost something of it when it was opened and has not got it back yet.
@@ -180,6 +182,7 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         offload: parts.seams.offload.clone(),
         exit: parts.seams.exit.clone(),
         cut: Mutex::new(None),
+        wanted: Mutex::new(None),
         shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
         header: ArcSwap::from_pointee(stored.clone().unwrap_or(initial)),
         applied: watch::Sender::new(Applied::default()),
@@ -302,6 +305,7 @@ impl Replica {
             admission: AtomicU8::default(),
             takes_entries: AtomicBool::new(true),
             campaigns: AtomicBool::new(true),
+            log_full: AtomicBool::new(false),
             stopped: ArcSwap::default(),
             fenced: AtomicBool::new(fence.is_some()),
             leader_lease: Duration::from_millis(parts.config.election_timeout_ms_max),
@@ -452,13 +456,26 @@ impl Replica {
         self.takes_entries.load(Ordering::Relaxed)
     }
 
+    /// Whether its log is longer than one shard's may be.
+    pub(crate) fn set_log_full(&self, is_full: bool) {
+        if self.log_full.swap(is_full, Ordering::Relaxed) != is_full {
+            tracing::warn!(shard = self.group.shard, is_full, "the shard's log is at its bound");
+        }
+    }
+
     /// Refuses commands that add data while there is no room for it.
     fn admit(&self, commands: &[Command]) -> Result<(), ProposeError> {
         let admission = Admission::from_number(self.admission.load(Ordering::Relaxed));
-        if admission == Admission::All || !commands.iter().any(adds_data) {
+        let log_full = self.log_full.load(Ordering::Relaxed);
+        if admission == Admission::All && !log_full || !commands.iter().any(adds_data) {
             return Ok(());
         }
         let shard = self.shard_id();
+        if log_full {
+            let bytes = self.seams.log.group_bytes(self.group);
+            let waiting_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            return Err(ProposeError::Busy { shard, waiting_bytes });
+        }
         match admission {
             Admission::All => Ok(()),
             Admission::NoData => Err(ProposeError::DiskFull { shard }),

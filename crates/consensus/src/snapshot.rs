@@ -16,7 +16,7 @@ use std::sync::Arc;
 use anchorhold_model::catalog::CatalogState;
 use anchorhold_model::{ShardId, ShardState};
 use anchorhold_storage::snapshot::{
-    SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotRow, SnapshotWriter,
+    SnapshotError, SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotRow, SnapshotWriter,
 };
 use anchorhold_storage::{Batch, StateError, StateStore};
 use openraft::RaftSnapshotBuilder;
@@ -39,9 +39,20 @@ pub(crate) struct SnapshotContent {
     pub(crate) shard: Option<ShardState>,
 }
 
+/// What a cut is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A snapshot file.
+    Snapshot,
+    /// A digest: slow on purpose, and of no weight on the disk.
+    Digest,
+}
+
 /// A consistent view in the making.
 pub(crate) struct Cut {
     header: Header,
+    /// What it is made for.
+    pub(crate) purpose: Purpose,
     /// Next key to copy; everything from here to `end` is not copied yet.
     cursor: Vec<u8>,
     end: Vec<u8>,
@@ -50,9 +61,14 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    fn new(shard_id: ShardId, header: Header) -> Self {
+    pub(crate) fn new(shard_id: ShardId, header: Header, purpose: Purpose) -> Self {
         let (cursor, end) = content_bounds(shard_id, header.shard.as_ref());
-        Self { header, cursor, end, before: BTreeMap::new() }
+        Self { header, purpose, cursor, end, before: BTreeMap::new() }
+    }
+
+    /// The replica's header at the cut.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
     }
 
     /// Called before a commit: keeps what it is about to change.
@@ -70,7 +86,10 @@ impl Cut {
     }
 
     /// Copies the next chunk: rows as they were at the cut. Empty at the end.
-    fn next_chunk(&mut self, state: &dyn StateStore) -> Result<Vec<SnapshotRow>, StateError> {
+    pub(crate) fn next_chunk(
+        &mut self,
+        state: &dyn StateStore,
+    ) -> Result<Vec<SnapshotRow>, StateError> {
         let mut rows = BTreeMap::new();
         while rows.is_empty() && self.cursor < self.end {
             state.scan(&self.cursor[..]..&self.end[..], &mut |key, value| {
@@ -129,7 +148,8 @@ impl SnapshotBuilder {
         if cut.is_some() {
             return None;
         }
-        *cut = Some(Cut::new(shared.shard_id, Header::clone(&shared.header.load())));
+        let header = Header::clone(&shared.header.load());
+        *cut = Some(Cut::new(shared.shard_id, header, Purpose::Snapshot));
         Some(Self { shared: shared.clone(), owns_cut: true })
     }
 
@@ -159,8 +179,16 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let work =
             self.shared.offload.spawn(Box::new(move || drop(done.send(write_file(&shared)))));
         work.await;
-        let file = built.await.map_err(io::Error::other)??;
-        to_snapshot(file)
+        match built.await.map_err(io::Error::other)? {
+            Ok(file) => to_snapshot(file),
+            // Raft would end over it. The one before it is as good as it was.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                let shard = self.shared.shard_id.0;
+                tracing::warn!(%error, shard, "no room for a snapshot: the one before it stays");
+                current(&self.shared)?.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -178,9 +206,9 @@ fn write_file(shared: &MachineShared) -> io::Result<SnapshotFile> {
             position: header.applied.map(position),
             meta: wire::encode(&content).to_vec(),
         })
-        .map_err(io::Error::other)?;
+        .map_err(keep_kind)?;
     copy_rows(shared, &mut writer)?;
-    let file = writer.finish().map_err(io::Error::other)?;
+    let file = writer.finish().map_err(keep_kind)?;
     shared.snapshots.retain_latest(shared.group).map_err(io::Error::other)?;
     Ok(file)
 }
@@ -196,9 +224,19 @@ fn copy_rows(shared: &MachineShared, writer: &mut SnapshotWriter) -> io::Result<
             return Ok(());
         }
         for (key, value) in chunk {
-            writer.push(&key[prefix..], &value).map_err(io::Error::other)?;
+            writer.push(&key[prefix..], &value).map_err(keep_kind)?;
         }
     }
+}
+
+/// The error as one of the file system, so that a full disk can be told from a failed one.
+fn keep_kind(error: SnapshotError) -> io::Error {
+    let kind = if let SnapshotError::Io { source, .. } = &error {
+        source.kind()
+    } else {
+        io::ErrorKind::Other
+    };
+    io::Error::new(kind, error)
 }
 
 fn to_snapshot(file: SnapshotFile) -> io::Result<Snapshot> {
@@ -282,6 +320,8 @@ pub(crate) fn read_catalog(state: &dyn StateStore) -> Result<CatalogState, State
 pub(crate) fn load(shared: &MachineShared, file: &SnapshotFile) -> Result<Header, StateError> {
     let content: SnapshotContent =
         wire::decode("a snapshot's header", &file.header.meta).map_err(damaged)?;
+    // Nobody copies on from a state that is being replaced.
+    *shared.cut.lock() = None;
     let mark = keys::installing(shared.shard_id);
     let state = &*shared.state;
     state.commit(Batch { rows: vec![(mark.clone(), Some(vec![1]))] })?;

@@ -79,6 +79,7 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             offload: Arc::new(Silent),
             exit: Arc::new(Silent),
             cut: Mutex::new(None),
+            wanted: Mutex::new(None),
             shard: ArcSwap::from_pointee(shard.clone()),
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use anchorhold_storage::DiskState;
+use anchorhold_storage::{DiskState, StateError};
 use openraft::async_runtime::WatchReceiver;
 
 use crate::host::Host;
+use crate::replica::Replica;
+use crate::snapshot::Purpose;
+
+/// A snapshot that makes fewer entries than this superfluous is not worth its cost.
+const LARGE_ENTRIES_MIN: u64 = 8;
 
 /// Makes a checkpoint of the state now and then, and starts snapshots of the groups whose logs have
 /// grown; a few at a time, whatever the number of groups.
@@ -24,32 +29,47 @@ pub(crate) async fn keep(host: Host) {
             return;
         }
         replicas.iter().for_each(|replica| replica.lift_fence());
-        let building = replicas.iter().filter(|replica| replica.shared().cut.lock().is_some());
+        let building = replicas.iter().filter(|replica| {
+            let cut = replica.shared().cut.lock();
+            cut.as_ref().is_some_and(|cut| cut.purpose == Purpose::Snapshot)
+        });
         if host.fitness_report().disk == DiskState::Full {
             // A snapshot stands beside the one before it until it is whole.
             continue;
         }
         let mut free = config.snapshot_builds_max.saturating_sub(building.count());
         for replica in replicas {
-            if free == 0 {
-                break;
-            }
-            let metrics = replica.raft().metrics();
-            let (applied, snapshot) = {
-                let metrics = metrics.borrow_watched();
-                let index = |id: &crate::types::LogId| id.index;
-                (
-                    metrics.last_applied.as_ref().map_or(0, index),
-                    metrics.snapshot.as_ref().map_or(0, index),
-                )
-            };
-            if config.snapshot_entries <= applied.saturating_sub(snapshot)
-                && replica.raft().trigger().snapshot().await.is_ok()
-            {
+            let log_bytes = host.parts().seams.log.group_bytes(replica.group());
+            replica.set_log_full(config.shard_log_bytes_max <= log_bytes);
+            let is_large = config.snapshot_log_bytes <= log_bytes;
+            if shrink(&replica, config.snapshot_entries, is_large, 0 < free).await {
                 free -= 1;
             }
         }
     }
+}
+
+/// Starts a snapshot if the log has grown, or purges what one has made superfluous if the log is
+/// too large for what is usually kept. Returns whether a snapshot was started.
+async fn shrink(replica: &Replica, snapshot_entries: u64, is_large: bool, may_build: bool) -> bool {
+    let metrics = replica.raft().metrics();
+    let (applied, snapshot, purged) = {
+        let metrics = metrics.borrow_watched();
+        let index = |id: &crate::types::LogId| id.index;
+        (
+            metrics.last_applied.as_ref().map_or(0, index),
+            metrics.snapshot.as_ref().map_or(0, index),
+            metrics.purged.as_ref().map_or(0, index),
+        )
+    };
+    if is_large && purged < snapshot {
+        // Who lags behind that gets the snapshot. Errors: the replica has stopped.
+        drop(replica.raft().trigger().purge_log(snapshot).await);
+        return false;
+    }
+    let is_due = snapshot_entries <= applied.saturating_sub(snapshot)
+        || is_large && LARGE_ENTRIES_MIN <= applied.saturating_sub(snapshot);
+    is_due && may_build && replica.raft().trigger().snapshot().await.is_ok()
 }
 
 /// Returns whether the node may go on.
@@ -59,7 +79,8 @@ async fn checkpoint(host: &Host) -> bool {
     let work = Box::new(move || drop(done.send(state.checkpoint())));
     host.parts().seams.offload.spawn(work).await;
     match result.await {
-        Ok(Ok(())) => true,
+        // A full disk: the log keeps what is not durable in the state, and the next one may succeed.
+        Ok(Ok(()) | Err(StateError::NoSpace)) => true,
         Ok(Err(error)) => {
             exit.exit(&format!("the state cannot be made durable: {error}"));
             false

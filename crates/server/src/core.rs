@@ -192,6 +192,15 @@ impl Calls {
             (Some(core), Ok(NodeRequest::Operate { shard, number })) => {
                 NodeReply::Operated(core.operate(shard, number))
             }
+            (
+                Some(core),
+                Ok(NodeRequest::Digest { shard, index, patience_ms, bytes_per_second }),
+            ) => {
+                let patience = Duration::from_millis(patience_ms);
+                NodeReply::Digested(
+                    core.digest(shard, Some(index), patience, bytes_per_second).await,
+                )
+            }
             (Some(core), Ok(NodeRequest::Shard(call))) => {
                 let deadline = core.deadline(Duration::from_millis(call.budget_ms));
                 NodeReply::Shard(core.serve(*call, &deadline).await)

@@ -164,7 +164,10 @@ impl Core {
             Ok(bytes) => match request::decode::<NodeReply>(&bytes) {
                 Ok(NodeReply::Shard(reply)) => reply,
                 Ok(
-                    NodeReply::Status(_) | NodeReply::BallastReleased(_) | NodeReply::Operated(_),
+                    NodeReply::Status(_)
+                    | NodeReply::BallastReleased(_)
+                    | NodeReply::Operated(_)
+                    | NodeReply::Digested(_),
                 ) => Err(misunderstood("something else for a shard's answer")),
                 // The other node may have acted: only its words were not understood.
                 Err(_) if is_write => Err(ShardError::OutcomeUnknown),

@@ -15,6 +15,7 @@ pub mod api;
 pub mod authorize;
 pub mod catalog_view;
 pub mod clock;
+pub mod compare;
 pub mod config;
 #[cfg(feature = "chaos")]
 pub mod chaos;

@@ -40,6 +40,17 @@ pub enum NodeRequest {
         /// The operator's number.
         number: u64,
     },
+    /// Digest the replica of a shard.
+    Digest {
+        /// The shard.
+        shard: ShardId,
+        /// As of this applied index.
+        index: u64,
+        /// Milliseconds that the sender will wait for the index.
+        patience_ms: u64,
+        /// Bytes per second that may be read.
+        bytes_per_second: u64,
+    },
 }
 
 /// The answer to a [`NodeRequest`].
@@ -53,6 +64,21 @@ pub enum NodeReply {
     BallastReleased(Result<u64, String>),
     /// How the operator stands.
     Operated(Standing),
+    /// What the replica holds at the index, or why that is not known.
+    Digested(Result<HeldDigest, String>),
+}
+
+/// What a replica holds at one applied index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldDigest {
+    /// Last log index applied.
+    pub applied_index: u64,
+    /// The shard's count of changes; 0 for the catalog.
+    pub revision: u64,
+    /// Anchors; 0 for the catalog.
+    pub anchors: u64,
+    /// 32 hexadecimal digits.
+    pub digest: String,
 }
 
 /// A request and what it was routed by.

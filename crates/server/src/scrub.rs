@@ -1,4 +1,5 @@
-//! Reads again what lies on the disk, at a bounded rate, before somebody needs it.
+//! Reads again what lies on the disk, at a bounded rate, before somebody needs it, and compares the
+//! replicas of the shards that this node leads.
 //!
 //! A round reads every snapshot file, every row of the state and every live entry of the log; each
 //! carries checksums. A damaged snapshot is replaced by a new one from the state. A damaged state
@@ -25,6 +26,8 @@ use crate::telemetry::name;
 
 /// Bytes that are read at a time, about.
 const STEP_BYTES: usize = 256 << 10;
+/// How long one comparison of replicas may take, at the bounded rate.
+const COMPARE_BUDGET: Duration = Duration::from_secs(600);
 /// Parts that are named as damaged, at most.
 const DAMAGE_MAX: usize = 8;
 
@@ -72,6 +75,7 @@ impl Scrub {
         let mut damage = self.read_snapshots().await;
         damage.extend(self.read_state().await);
         damage.extend(self.read_log().await);
+        damage.extend(self.compare_replicas().await);
         damage.truncate(DAMAGE_MAX);
         damage
     }
@@ -187,6 +191,23 @@ impl Scrub {
                 None => return Vec::new(),
             }
         }
+    }
+
+    /// Compares the replicas of the shards that this node leads.
+    async fn compare_replicas(&self) -> Vec<String> {
+        let mut replicas = self.core.host.replicas();
+        replicas.push(self.core.host.catalog_replica());
+        let mut different = Vec::new();
+        for replica in replicas.iter().filter(|replica| replica.is_leader()) {
+            let shard = replica.shard_id();
+            let compared =
+                self.core.compare_replicas(shard, self.bytes_per_second, COMPARE_BUDGET).await;
+            match compared {
+                Ok(compared) => different.extend(compared.problem(shard)),
+                Err(error) => tracing::debug!(error, shard = shard.0, "replicas not compared"),
+            }
+        }
+        different
     }
 
     async fn read_log(&self) -> Vec<String> {

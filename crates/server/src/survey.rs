@@ -77,7 +77,8 @@ impl Core {
             NodeReply::Status(_)
             | NodeReply::Shard(_)
             | NodeReply::BallastReleased(_)
-            | NodeReply::Operated(_) => None,
+            | NodeReply::Operated(_)
+            | NodeReply::Digested(_) => None,
         }
     }
 }

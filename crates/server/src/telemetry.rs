@@ -116,6 +116,8 @@ pub mod name {
     pub const SCRUB_BYTES_TOTAL: &str = "anchorhold_scrub_bytes_total";
     /// Counter by part.
     pub const SCRUB_DAMAGE_TOTAL: &str = "anchorhold_scrub_damage_total";
+    /// Comparisons of a shard's replicas at one index, by result.
+    pub const REPLICA_COMPARISONS_TOTAL: &str = "anchorhold_replica_comparisons_total";
     /// Counter.
     pub const SWEPT_TOTAL: &str = "anchorhold_swept_rows_total";
     /// Gauge, always 1.
@@ -147,6 +149,10 @@ fn describe() {
     counter!(name::SCRUB_ROUNDS_TOTAL, "Rounds of reading everything on the disk again");
     counter!(name::SCRUB_BYTES_TOTAL, "Bytes read again, by part");
     counter!(name::SCRUB_DAMAGE_TOTAL, "Damage found by reading again, by part");
+    counter!(
+        name::REPLICA_COMPARISONS_TOTAL,
+        "Comparisons of a shard's replicas at one index, by result"
+    );
     counter!(name::SWEPT_TOTAL, "Rows erased by sweeps");
     gauge!(name::DISK_FREE_BYTES, "Bytes that this node may still write");
     gauge!(name::DISK_USED_BYTES, "Bytes of the data directory, the ballast aside");

@@ -69,16 +69,23 @@ async fn all_nodes_are_killed_at_once_and_nothing_is_lost() {
 const BUSY_DISK: &str = "[consensus]\nsnapshot_entries = 60\nsnapshot_entries_kept = 20\n\
                          checkpoint_interval_ms = 200\n";
 
+/// Kills in every run, and with `ANCHORHOLD_LONG=1`.
+const KILLS: usize = 30;
+const KILLS_LONG: usize = 400;
+
 #[tokio::test(flavor = "multi_thread")]
-async fn thirty_kills_at_random_moments_lose_nothing_and_every_start_succeeds() {
+async fn kills_at_random_moments_lose_nothing_and_every_start_succeeds() {
+    let is_long = std::env::var_os("ANCHORHOLD_LONG").is_some();
+    let kills_max = if is_long { KILLS_LONG } else { KILLS };
     println!("seed {SEED:#x}");
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut cluster = TestCluster::start(BUSY_DISK).await.unwrap();
     let account = cluster.account(3).await.unwrap();
     let client = client(&cluster, &account).await;
     let load = Load::start(&client, CLIENTS, SEED + 2);
-    let mut kills = 0;
-    while kills < 30 {
+    let (mut kills, mut rounds) = (0, 0);
+    while kills < kills_max {
+        rounds += 1;
         load.wait_for_more(rng.random_range(0..60)).await.unwrap();
         let mut victims = [0, 1, 2];
         victims.shuffle(&mut rng);
@@ -95,5 +102,7 @@ async fn thirty_kills_at_random_moments_lose_nothing_and_every_start_succeeds() 
     }
     load.wait_for_each(5).await.unwrap();
     let ledger = load.stop().await.unwrap();
+    let acknowledged = ledger.acknowledged();
+    println!("{rounds} rounds, {kills} kills, {acknowledged} writes acknowledged");
     assert_nothing_lost(&ledger, &ledger.verify(&client).await.unwrap());
 }

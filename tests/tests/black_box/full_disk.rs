@@ -2,6 +2,7 @@
 //! back by itself once there is room.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anchorhold_proto::{Reason, admin_v1, reason_of, v1};
 use anchorhold_tests::cluster::{TestAccount, TestCluster};
@@ -11,9 +12,13 @@ use anchorhold_tests::wait::until;
 
 /// For disks of [`DISK_MEBIBYTES`]: two segments of the log take 32 of them, the ballast 16.
 const SMALL: &str = "[disk]\nalmost_full_bytes = 41943040\nfull_bytes = 12582912\n\
-                     ballast_bytes = 16777216\ncheck_interval_ms = 50\n";
+                     ballast_bytes = 16777216\ncheck_interval_ms = 50\n\
+                     [consensus]\ncheckpoint_interval_ms = 200\n";
 const DISK_MEBIBYTES: u32 = 120;
 const LEFT_FOR_THE_LOAD: u64 = 45 << 20;
+/// Checkpoints that a state on a disk without a byte has to put off.
+const CHECKPOINTS: u32 = 4;
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The ids that were acknowledged and not deleted.
 struct Kept {
@@ -135,6 +140,31 @@ async fn small_disks_run_full_and_nothing_is_lost_and_service_comes_back_by_itse
     let before = kept.ids.clone();
     assert!(100 < before.len(), "{} anchors", before.len());
     kept.delete(&cluster, &account, 20).await;
+
+    // It takes the last byte while they run: nobody ends, deletes go on for as long as it lasts,
+    // and with the space everything comes back, in the same processes.
+    let processes = cluster.process_ids().unwrap();
+    for node in 0..3 {
+        assert!(0 < disks.fill(node, 0).unwrap());
+    }
+    kept.delete(&cluster, &account, 30).await;
+    wait_for_disks(&cluster, admin_v1::DiskState::Full).await;
+    for _ in 0..CHECKPOINTS {
+        kept.delete(&cluster, &account, 5).await;
+        tokio::time::sleep(CHECKPOINT_INTERVAL).await;
+    }
+    assert_eq!(cluster.process_ids().unwrap(), processes, "a full disk has ended a node");
+    for node in 0..3 {
+        disks.free(node).unwrap();
+    }
+    write_one(&cluster, &account, &mut kept).await;
+    wait_for_disks(&cluster, admin_v1::DiskState::Normal).await;
+    assert_eq!(cluster.process_ids().unwrap(), processes);
+    for node in 0..3 {
+        disks.fill(node, LEFT_FOR_THE_LOAD).unwrap();
+    }
+    kept.write_until_refused(&cluster, &account).await;
+    let before = &before | &kept.ids;
 
     // A crash right there.
     restart_all(&mut cluster).await;

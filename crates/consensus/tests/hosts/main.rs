@@ -8,6 +8,7 @@ mod wires;
 mod catalog;
 mod cuts;
 mod damage;
+mod digests;
 mod faults;
 mod fitness;
 mod members;

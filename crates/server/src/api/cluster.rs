@@ -105,6 +105,13 @@ impl ClusterService for Cluster {
         self.door.call("GetReplicaDigest", Audience::Operators, request, replica_digest).await
     }
 
+    async fn compare_replicas(
+        &self,
+        request: Request<wire::CompareReplicasRequest>,
+    ) -> Result<Response<wire::CompareReplicasResponse>, Status> {
+        self.door.call("CompareReplicas", Audience::Operators, request, compare_replicas).await
+    }
+
     async fn get_server_info(
         &self,
         request: Request<wire::GetServerInfoRequest>,
@@ -235,7 +242,12 @@ async fn release_ballast(
         let answer = answer.map_err(|error| no_answer(&error.to_string()))?;
         match request::decode::<NodeReply>(&answer) {
             Ok(NodeReply::BallastReleased(released)) => released,
-            Ok(NodeReply::Status(_) | NodeReply::Shard(_) | NodeReply::Operated(_)) => {
+            Ok(
+                NodeReply::Status(_)
+                | NodeReply::Shard(_)
+                | NodeReply::Operated(_)
+                | NodeReply::Digested(_),
+            ) => {
                 return Err(no_answer("it answered something else"));
             }
             Err(error) => return Err(no_answer(&error.to_string())),
@@ -360,27 +372,43 @@ async fn replica_digest(
     call: Call,
     request: wire::GetReplicaDigestRequest,
 ) -> Result<wire::GetReplicaDigestResponse, Failure> {
-    let shard_id = ShardId(request.shard_id);
-    let unavailable = |message| Failure::new(Reason::ShardUnavailable, message);
-    let replica = match shard_id {
-        ShardId::CATALOG => call.core.host.catalog_replica(),
-        _ => call
-            .core
-            .host
-            .replica(shard_id)
-            .ok_or_else(|| unavailable("this node has no replica of the shard"))?,
-    };
-    let digested = replica.digest().await.map_err(|error| {
-        tracing::error!(%error, "a replica could not be digested");
-        Failure::new(Reason::Internal, "the replica's state cannot be read")
-    })?;
-    let found = digested.ok_or_else(|| unavailable("the replica changes all the time"))?;
+    let shard = ShardId(request.shard_id);
+    let digested = call.core.digest(shard, None, call.deadline.remaining(), u64::MAX).await;
+    let found = digested.map_err(|error| Failure::new(Reason::ShardUnavailable, error))?;
     Ok(wire::GetReplicaDigestResponse {
         node_id: call.core.place.node.0,
         applied_index: found.applied_index,
         revision: found.revision,
         anchors: found.anchors,
-        digest: found.digest.to_string(),
+        digest: found.digest,
+    })
+}
+
+async fn compare_replicas(
+    call: Call,
+    request: wire::CompareReplicasRequest,
+) -> Result<wire::CompareReplicasResponse, Failure> {
+    let shard = ShardId(request.shard_id);
+    let budget = call.deadline.remaining();
+    let compared = call.core.compare_replicas(shard, u64::MAX, budget).await;
+    let compared = compared.map_err(|error| Failure::new(Reason::ShardUnavailable, error))?;
+    let replicas = compared.replicas.iter().map(|(node, held)| {
+        let (held, error) = match held {
+            Ok(held) => (Some(held), String::new()),
+            Err(error) => (None, error.clone()),
+        };
+        wire::ComparedReplica {
+            node_id: node.0,
+            revision: held.map_or(0, |held| held.revision),
+            anchors: held.map_or(0, |held| held.anchors),
+            digest: held.map(|held| held.digest.clone()).unwrap_or_default(),
+            error,
+        }
+    });
+    Ok(wire::CompareReplicasResponse {
+        applied_index: compared.index,
+        different: compared.is_different(),
+        replicas: replicas.collect(),
     })
 }
 

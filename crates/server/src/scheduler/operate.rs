@@ -115,7 +115,10 @@ async fn ask(core: &Arc<Core>, node: NodeId, record: &OperatorRecord) -> Option<
     let answer = core.host.call(node, question, ASK_TIMEOUT).await.ok()?;
     match request::decode::<NodeReply>(&answer).ok()? {
         NodeReply::Operated(standing) => Some(standing),
-        NodeReply::Shard(_) | NodeReply::Status(_) | NodeReply::BallastReleased(_) => None,
+        NodeReply::Shard(_)
+        | NodeReply::Status(_)
+        | NodeReply::BallastReleased(_)
+        | NodeReply::Digested(_) => None,
     }
 }
 
