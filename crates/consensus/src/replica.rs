@@ -28,7 +28,6 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
-use self::leading::LEADS_CHECK;
 use crate::error::ProposeError;
 use crate::fence::{self, Fence};
 use crate::fitness::Fitness;
@@ -508,22 +507,13 @@ impl Replica {
             return Err(ProposeError::StaleEpoch { shard, descriptor });
         }
         self.admit(&commands)?;
-        let mut receiver = self.proposer.submit(commands)?;
-        let mut left = timeout;
-        loop {
-            let wait = left.min(LEADS_CHECK);
-            match tokio::time::timeout(wait, &mut receiver).await {
-                Ok(Ok(answer)) => return answer,
-                Ok(Err(_)) => {
-                    let reason = "the round was dropped".into();
-                    return Err(ProposeError::Stopped { shard, reason });
-                }
-                Err(_) => left = left.saturating_sub(wait),
+        let receiver = self.proposer.submit(commands)?;
+        match self.while_leading(timeout, receiver).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(_)) => {
+                Err(ProposeError::Stopped { shard, reason: "the round was dropped".into() })
             }
-            // Whoever leads now can say what became of it; an answer from here may never come.
-            if left.is_zero() || !self.is_leader() {
-                return Err(ProposeError::OutcomeUnknown { shard });
-            }
+            None => Err(ProposeError::OutcomeUnknown { shard }),
         }
     }
 
@@ -539,13 +529,13 @@ impl Replica {
             stamp,
             commands: vec![command],
         }));
-        match tokio::time::timeout(timeout, self.raft.client_write(payload)).await {
-            Ok(Ok(response)) => match response.data {
+        match self.while_leading(timeout, self.raft.client_write(payload)).await {
+            Some(Ok(response)) => match response.data {
                 Reply::Catalog(outcome) => Ok(CatalogOutcome::clone(&outcome)),
                 Reply::None | Reply::Shard(_) => Err(ProposeError::OutcomeUnknown { shard }),
             },
-            Ok(Err(error)) => Err(propose_error(shard, &error)),
-            Err(_) => Err(ProposeError::OutcomeUnknown { shard }),
+            Some(Err(error)) => Err(propose_error(shard, &error)),
+            None => Err(ProposeError::OutcomeUnknown { shard }),
         }
     }
 

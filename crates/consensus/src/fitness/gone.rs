@@ -21,8 +21,10 @@ use crate::link::CallKind;
 use crate::replica::{Led, Replica};
 use crate::wire;
 
-/// Time between two looks while a node refuses connections.
+/// Time between two looks while a node that leads refuses connections, and while one that leads
+/// nothing does.
 const INTERVAL: Duration = Duration::from_millis(50);
+const IDLE_INTERVAL: Duration = Duration::from_millis(250);
 /// How long another voter may take to say whether the node refuses it too.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Each voter campaigns so much after the one before it, so that votes are not split.
@@ -38,10 +40,11 @@ pub(crate) async fn replace_gone(host: Host) {
             host.peers().refused().await;
             continue;
         }
+        let mut leads = false;
         for node in refusing {
-            replace_leaders_on(&host, node, &mut campaigns).await;
+            leads |= replace_leaders_on(&host, node, &mut campaigns).await;
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(if leads { INTERVAL } else { IDLE_INTERVAL }).await;
     }
 }
 
@@ -50,7 +53,8 @@ pub(crate) async fn replace_gone(host: Host) {
 #[derive(Default)]
 struct Campaigns(BTreeMap<ReplicaKey, (u64, Option<Duration>)>);
 
-async fn replace_leaders_on(host: &Host, gone: NodeId, campaigns: &mut Campaigns) {
+/// Returns whether the node leads anything, as far as is known here.
+async fn replace_leaders_on(host: &Host, gone: NodeId, campaigns: &mut Campaigns) -> bool {
     let own = host.identity().node_id;
     let mut replicas = host.replicas();
     replicas.push(host.catalog_replica());
@@ -64,7 +68,7 @@ async fn replace_leaders_on(host: &Host, gone: NodeId, campaigns: &mut Campaigns
         })
         .collect();
     if led.is_empty() {
-        return;
+        return false;
     }
     let others: BTreeSet<NodeId> = led
         .iter()
@@ -89,6 +93,7 @@ async fn replace_leaders_on(host: &Host, gone: NodeId, campaigns: &mut Campaigns
             replica.replace_leader(&led).await;
         }
     }
+    true
 }
 
 /// Asks a node whether another one refuses its connections too.

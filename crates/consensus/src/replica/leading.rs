@@ -61,6 +61,27 @@ impl Replica {
         metrics.state == ServerState::Leader && !self.has_lost_quorum_by(&metrics)
     }
 
+    /// What `work` gives; `None` if time is up, or if this replica does not lead any more: whoever
+    /// does can say what became of a proposal, and an answer from here may never come.
+    pub(super) async fn while_leading<T>(
+        &self,
+        timeout: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        let mut left = timeout;
+        loop {
+            let wait = left.min(LEADS_CHECK);
+            if let Ok(done) = tokio::time::timeout(wait, &mut work).await {
+                return Some(done);
+            }
+            left = left.saturating_sub(wait);
+            if left.is_zero() || !self.is_leader() {
+                return None;
+            }
+        }
+    }
+
     /// Whether this replica was elected and has lost its quorum since.
     pub(crate) fn has_lost_quorum(&self) -> bool {
         let metrics = self.raft.metrics();
