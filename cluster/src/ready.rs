@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// An answer to a plain GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,24 +44,24 @@ pub async fn http_get(address: SocketAddr, path: &str) -> io::Result<HttpAnswer>
     parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no HTTP answer"))
 }
 
-/// Asks a node's `/readyz` until it says yes, at most for `limit`.
+/// Asks a node's `/readyz` until it says yes, for `limit`, but at least once: a node that is ready
+/// is found so however little time is left.
 ///
 /// # Errors
 /// What the node said last, if it did not become ready.
 pub async fn wait_until_ready(address: SocketAddr, limit: Duration) -> Result<(), String> {
-    let mut last = "not asked yet".to_owned();
-    let asking = async {
-        loop {
-            match http_get(address, "/readyz").await {
-                Ok(answer) if answer.status == 200 => return,
-                Ok(answer) => last = answer.body.trim().to_owned(),
-                Err(error) => last = error.to_string(),
-            }
-            sleep(POLL_INTERVAL).await;
+    let end = Instant::now() + limit;
+    loop {
+        let problem = match http_get(address, "/readyz").await {
+            Ok(answer) if answer.status == 200 => return Ok(()),
+            Ok(answer) => answer.body.trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if end <= Instant::now() {
+            return Err(problem);
         }
-    };
-    let result = timeout(limit, asking).await;
-    result.map_err(|_| last)
+        sleep(POLL_INTERVAL).await;
+    }
 }
 
 fn parse(bytes: &[u8]) -> Option<HttpAnswer> {
@@ -99,6 +99,28 @@ mod tests {
         assert_eq!(plain, HttpAnswer { status: 503, body: "no leader\n".to_owned() });
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
         assert_eq!(parse(chunked).unwrap().body, "abcde");
+    }
+
+    /// A server that gives one answer to whoever asks.
+    async fn serve(answer: &'static str) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_node_is_asked_once_even_when_no_time_is_left() {
+        let ready = serve("HTTP/1.1 200 OK\r\n\r\nready\n").await;
+        assert_eq!(wait_until_ready(ready, Duration::ZERO).await, Ok(()));
+        let not_ready = serve("HTTP/1.1 503 Service Unavailable\r\n\r\nno leader\n").await;
+        let said = wait_until_ready(not_ready, Duration::ZERO).await;
+        assert_eq!(said, Err("no leader".to_owned()));
     }
 
     #[test]
