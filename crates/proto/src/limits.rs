@@ -5,6 +5,13 @@
 
 use std::time::Duration;
 
+// What the stored state is held to as well, and so has its one place there.
+pub use anchorhold_model::SPACE_NUMBER_MAX;
+pub use anchorhold_model::catalog::{
+    ACCOUNT_KEYS_MAX as API_KEYS_MAX, NAME_LENGTH_MAX as ACCOUNT_NAME_BYTES_MAX,
+};
+use anchorhold_model::{apply, catalog};
+
 /// Anchors or ids in one batch request, at most.
 pub const BATCH_ITEMS_MAX: usize = 1_000;
 /// Items per page if the client does not say.
@@ -26,8 +33,6 @@ pub const TAG_BYTES_MAX: usize = 64;
 pub const CREATOR_BYTES_MAX: usize = 128;
 /// Largest accuracy that can be stated, in meters.
 pub const ACCURACY_M_MAX: f64 = 1_000_000.0;
-/// Largest number of a local space: 28 bits.
-pub const SPACE_NUMBER_MAX: u32 = (1 << 28) - 1;
 /// Latest expiry, in milliseconds since the Unix epoch: the end of the year 9999.
 pub const TIME_MS_MAX: u64 = 253_402_300_799_999;
 
@@ -54,14 +59,10 @@ pub const SESSION_TOKEN_BYTES_MAX: usize = 64 * 1_024;
 /// Ranges that a session token tells apart, at most.
 pub const SESSION_ENTRIES_MAX: usize = 1_024;
 
-/// Bytes of an account's name, at most.
-pub const ACCOUNT_NAME_BYTES_MAX: usize = 63;
 /// Shards that an account can be laid out over at once.
 pub const ACCOUNT_SHARDS_MAX: u32 = 4_096;
 /// Keys in a sample for a layout, at most.
 pub const LAYOUT_SAMPLE_MAX: usize = 100_000;
-/// API keys of an account that are valid at once, at most.
-pub const API_KEYS_MAX: usize = 2;
 
 /// Bytes of one request or response message, at most. A batch of the largest anchors fits.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1_024 * 1_024;
@@ -69,6 +70,11 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1_024 * 1_024;
 /// How long a client may retry one request id. Nodes remember an id for 15 minutes of shard time;
 /// the difference pays for clocks that disagree.
 pub const RETRY_WINDOW: Duration = Duration::from_secs(600);
+
+const _: () = {
+    assert!(RETRY_WINDOW.as_millis() < apply::OPERATION_KEEP_MS as u128);
+    assert!(ACCOUNT_SHARDS_MAX as usize == catalog::SHARDS_MAX);
+};
 
 /// The number of items on a page for the wire's `page_size`.
 pub fn page_size(requested: u32) -> u32 {
