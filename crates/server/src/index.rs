@@ -54,6 +54,12 @@ pub struct Reached {
     pub shard_time: Timestamp,
 }
 
+impl Reached {
+    fn includes(&self, revision: u64, shard_time: Timestamp) -> bool {
+        self.ready && revision <= self.revision && shard_time <= self.shard_time
+    }
+}
+
 /// Whose anchors in which space: what one forest holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Frame {
@@ -199,15 +205,18 @@ impl ShardIndex {
         self.reached.send_modify(|reached| reached.ready = true);
     }
 
+    /// Whether the index is built and has seen a moment of its shard.
+    pub fn has_reached(&self, revision: u64, shard_time: Timestamp) -> bool {
+        self.reached.borrow().includes(revision, shard_time)
+    }
+
     /// Waits until the index is built and has seen a moment of its shard. False if the index was
     /// replaced or the time was up.
     pub async fn reach(&self, revision: u64, shard_time: Timestamp, timeout: Duration) -> bool {
-        let is_there = |reached: &Reached| {
-            reached.ready && revision <= reached.revision && shard_time <= reached.shard_time
-        };
-        if is_there(&self.reached.borrow()) {
+        if self.has_reached(revision, shard_time) {
             return true;
         }
+        let is_there = |reached: &Reached| reached.includes(revision, shard_time);
         let mut receiver = self.reached.subscribe();
         let waited = tokio::time::timeout(timeout, receiver.wait_for(is_there)).await;
         matches!(waited, Ok(Ok(_)))

@@ -8,6 +8,7 @@
 //! Not here: choosing the replica (`forward`), merging shards (`find`), errors for clients (`api`).
 
 mod read;
+mod region;
 
 pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 

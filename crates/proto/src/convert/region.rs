@@ -1,6 +1,6 @@
 //! Spaces and regions.
 
-use anchorhold_geometry::{GeoPoint, Meters};
+use anchorhold_geometry::{Ecef, GeoPoint, Meters};
 use anchorhold_model::{LocalPosition, Pose, Space};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,22 @@ impl RegionSpec {
             Self::Sphere { center, .. } => center.space(),
             Self::GeoRectangle { .. } => Space::Earth,
             Self::LocalBox { space, .. } => Space::Local(*space),
+        }
+    }
+
+    /// A sphere around the region, its radius in meters; `None` for rectangles, which have no end
+    /// above and below.
+    pub fn bounding_sphere(&self) -> Option<(Ecef, f64)> {
+        match self {
+            Self::Sphere { center, radius } => Some((center.position(), radius.get())),
+            Self::GeoRectangle { .. } => None,
+            Self::LocalBox { min, max, .. } => {
+                let (min, max) = (min.xyz_m(), max.xyz_m());
+                let center: [f64; 3] =
+                    std::array::from_fn(|axis| f64::midpoint(min[axis], max[axis]));
+                let center = Ecef::new(center);
+                Some((center, center.distance_m(Ecef::new(max))))
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use anchorhold_consensus::{ReadView, Replica};
 use anchorhold_model::{Anchor, AnchorId, KeyRange, ShardState, Timestamp};
 use anchorhold_storage::StateError;
 
+use super::region;
 use crate::clock::Deadline;
 use crate::core::Core;
 use crate::index::Frame;
@@ -29,7 +30,7 @@ const LIST_ROWS_MAX: usize = 50_000;
 pub(crate) const LIST_BYTES_MAX: usize = 3 << 20;
 
 /// Judges which anchors a view shows, and notes the expiries that a tick could make due.
-struct Sight {
+pub(super) struct Sight {
     shard_time: Timestamp,
     /// Expiries up to here may have passed; `None` if the read does not care.
     due_until: Option<Timestamp>,
@@ -37,7 +38,7 @@ struct Sight {
 }
 
 impl Sight {
-    fn sees(&mut self, anchor: &Anchor) -> bool {
+    pub(super) fn sees(&mut self, anchor: &Anchor) -> bool {
         let visible = anchor.is_visible(self.shard_time);
         if visible
             && let (Some(expire_time), Some(due_until)) = (anchor.expire_time, self.due_until)
@@ -80,9 +81,22 @@ impl Core {
         let ((anchors, next), view) = self
             .read(replica, &query.read, deadline, &mut |view, sight| {
                 let range = view.shard.descriptor.range;
+                let (revision, shard_time) = (view.shard.revision, view.shard.shard_time);
+                let index = self.indexes.shard(replica.shard_id());
+                let index = index.filter(|index| index.has_reached(revision, shard_time));
                 let mut result = Ok((Vec::new(), None));
-                self.offload.in_place(&mut || result = scan(replica, range, query, sight));
-                result.map_err(failed)
+                self.offload.in_place(&mut || {
+                    let picked = match &index {
+                        Some(index) => region::pick(replica, index, query, sight),
+                        None => Ok(None),
+                    };
+                    result = match picked {
+                        Ok(Some(page)) => Ok(page),
+                        Ok(None) => scan(replica, range, query, sight).map_err(failed),
+                        Err(error) => Err(error),
+                    };
+                });
+                result
             })
             .await?;
         let served = self.served(replica, &replica.state(), view.staleness, query.read.level);
@@ -202,7 +216,7 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn failed(error: StateError) -> ShardError {
+pub(super) fn failed(error: StateError) -> ShardError {
     ShardError::Failed { reason: error.to_string() }
 }
 
@@ -275,7 +289,8 @@ fn passing(
     Ok(replica.anchor(id)?.filter(|anchor| filter.passes(anchor)))
 }
 
-type Listed = (Vec<Arc<Anchor>>, Option<anchorhold_model::Key>);
+/// Anchors in id order, and where the next page begins.
+pub(super) type Listed = (Vec<Arc<Anchor>>, Option<anchorhold_model::Key>);
 
 fn scan(
     replica: &Replica,

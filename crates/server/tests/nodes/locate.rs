@@ -118,3 +118,82 @@ async fn the_nearest_anchors_are_those_of_brute_force() {
     assert_eq!((found.anchors.len(), found.truncated), (expected, false));
     cluster.stop_all().await;
 }
+
+fn local(space: u32, [x_m, y_m, z_m]: [f64; 3]) -> v1::Anchor {
+    let pose = v1::LocalPose { space, x_m, y_m, z_m, orientation: None };
+    v1::Anchor {
+        pose: Some(v1::Pose { frame: Some(v1::pose::Frame::Local(pose)) }),
+        ..v1::Anchor::default()
+    }
+}
+
+/// All ids in a region, page by page.
+async fn list(
+    cluster: &Cluster,
+    key: &str,
+    shape: v1::region::Shape,
+    page_size: u32,
+) -> Vec<String> {
+    let mut request = v1::ListAnchorsRequest {
+        region: Some(v1::Region { shape: Some(shape) }),
+        page_size,
+        ..v1::ListAnchorsRequest::default()
+    };
+    let mut ids = Vec::new();
+    loop {
+        let page =
+            cluster.anchors(1, key).list_anchors(request.clone()).await.unwrap().into_inner();
+        ids.extend(page.anchors.into_iter().map(|anchor| anchor.id));
+        if page.next_page_token.is_empty() {
+            return ids;
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_holds_what_brute_force_finds_whether_the_index_or_a_scan_serves_it() {
+    println!("seed {SEED}");
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut cluster = Cluster::start(3).await;
+    let key = cluster.account("one", 4).await;
+    let places: Vec<[f64; 3]> = (0..900)
+        .map(|_| [52.5 + random.random_range(-0.01..0.01), 13.4, random.random_range(0.0..60.0)])
+        .chain((0..60).map(|floor| [52.5, 13.4, f64::from(floor)]))
+        .collect();
+    let (anchors, _) = load(&cluster, &key, &places).await;
+    let center = v1::GeoPoint { latitude_deg: 52.5, longitude_deg: 13.4, height_m: 10.0 };
+    let middle = GeoPoint::new(52.5, 13.4, 10.0).unwrap().to_ecef();
+    for (radius_m, page_size) in [(5.0, 1_000), (25.0, 3), (400.0, 100), (900_000.0, 400)] {
+        let sphere = v1::region::Shape::Sphere(v1::Sphere {
+            center: Some(v1::sphere::Center::Geo(center)),
+            radius_m,
+        });
+        let inside = anchors.iter().filter(|(_, place)| place.distance_m(middle) <= radius_m);
+        let mut expected: Vec<_> = inside.map(|(id, _)| id.clone()).collect();
+        expected.sort();
+        assert!(!expected.is_empty());
+        assert_eq!(list(&cluster, &key, sphere, page_size).await, expected, "{radius_m} m");
+    }
+
+    // More in one box than the index serves, and a few in a corner of it.
+    let corners: Vec<[f64; 3]> =
+        (0..1_500).map(|n| [f64::from(n % 50), f64::from(n / 50), 2.5]).collect();
+    for (number, part) in (2_u128..).zip(corners.chunks(750)) {
+        let batch = v1::BatchCreateAnchorsRequest {
+            anchors: part.iter().map(|at| local(7, *at)).collect(),
+            request_id: request_id(number),
+            ids_only: true,
+        };
+        cluster.anchors(0, &key).batch_create_anchors(batch).await.unwrap();
+    }
+    for (x_m_max, expected) in [(49.0, 1_500), (1.0, 60), (0.5, 30)] {
+        let corner = |x_m, y_m, z_m| Some(v1::LocalPoint { space: 7, x_m, y_m, z_m });
+        let local_box = v1::region::Shape::LocalBox(v1::LocalBox {
+            min: corner(0.0, 0.0, 0.0),
+            max: corner(x_m_max, 29.0, 3.0),
+        });
+        assert_eq!(list(&cluster, &key, local_box, 1_000).await.len(), expected, "{x_m_max} m");
+    }
+    cluster.stop_all().await;
+}
