@@ -84,7 +84,23 @@ impl MachineShared {
     /// Commits rows and the header in one batch, then publishes the header.
     fn commit(&self, mut rows: Vec<(Vec<u8>, Option<Vec<u8>>)>, header: Header) -> io::Result<()> {
         rows.push((keys::header(self.shard_id), Some(wire::encode(&header).to_vec())));
-        let mut batch = Some(Batch { rows });
+        let result = self.write(Batch { rows });
+        result.map_err(|error| self.fail(&error))?;
+        self.publish(header);
+        Ok(())
+    }
+
+    /// Brings a batch into the state. In the common case that only touches memory, and is done on
+    /// this thread: handing the thread's other tasks over to another one, as blocking work must,
+    /// costs more than the batch itself.
+    fn write(&self, batch: Batch) -> Result<(), StateError> {
+        if let Some(cut) = self.cut.try_lock()
+            && cut.is_none()
+            && !self.state.commit_may_wait()
+        {
+            return self.state.commit(batch);
+        }
+        let mut batch = Some(batch);
         let mut result = Ok(());
         self.offload.in_place(&mut || {
             let mut cut = self.cut.lock();
@@ -98,9 +114,7 @@ impl MachineShared {
                 self.begin_wanted(&mut cut, &header);
             }
         });
-        result.map_err(|error| self.fail(&error))?;
-        self.publish(header);
-        Ok(())
+        result
     }
 
     /// Makes a header visible to readers and wakes who waits for it.

@@ -40,6 +40,8 @@ use crate::wire::{
 const PIPELINE_MAX: usize = 16;
 /// Bytes of a snapshot file in one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
+/// How long a commit waits for entries to travel with. Under load there are some within a round.
+const COMMIT_HOLD: Duration = Duration::from_millis(3);
 /// Shortest wait for an answer to an append: a follower's fsync may take longer than a heartbeat.
 const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// Longest transfer of one snapshot file.
@@ -153,6 +155,33 @@ impl ReplicaClient {
     }
 }
 
+/// Lets a request that says nothing but how far the leader has committed wait for the entries that
+/// come next, which say it too: half of all appends under load are such requests. The first request
+/// of a stream may be a probe, and goes at once.
+fn gathered<S>(input: S) -> impl Stream<Item = AppendRequest> + OptionalSend + 'static
+where
+    S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+{
+    // Asked again after its end when that came during a hold.
+    stream::unfold((input.fuse(), true), |(mut input, is_first)| async move {
+        let mut request = input.next().await?;
+        if !is_first && request.entries.is_empty() {
+            let hold = tokio::time::sleep(COMMIT_HOLD);
+            tokio::pin!(hold);
+            while request.entries.is_empty() {
+                tokio::select! {
+                    next = input.next() => match next {
+                        Some(next) => request = next,
+                        None => break,
+                    },
+                    () = &mut hold => break,
+                }
+            }
+        }
+        Some((request, (input, false)))
+    })
+}
+
 fn content(answer: Result<(MessageKind, Bytes), String>) -> Rpc<Bytes> {
     match answer {
         Ok((MessageKind::Answer, content)) => Ok(content),
@@ -188,6 +217,8 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 option.hard_ttl().max(APPEND_TIMEOUT_MIN)
             };
             let client: &'s ReplicaClient = self;
+            let input =
+                if self.heartbeat { input.left_stream() } else { gathered(input).right_stream() };
             let sent =
                 input.map(move |request| match client.send(&peer, session, request, timeout) {
                     Ok(answer) => answer.boxed(),
@@ -343,4 +374,52 @@ fn read_piece(mut file: &File) -> io::Result<Vec<u8>> {
     let mut data = Vec::with_capacity(CHUNK_BYTES);
     file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
     Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Entry, EntryPayload, log_id};
+
+    fn request(commit: u64, entries: std::ops::Range<u64>) -> AppendRequest {
+        let entry = |index| Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
+        AppendRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: entries.start.checked_sub(1).map(|index| log_id(1, index)),
+            entries: entries.map(entry).collect(),
+            leader_commit: Some(log_id(1, commit)),
+        }
+    }
+
+    /// Commit and number of entries of what leaves, and when.
+    async fn next(
+        stream: &mut (impl Stream<Item = AppendRequest> + Unpin),
+    ) -> Option<(u64, usize)> {
+        let request = stream.next().await?;
+        Some((request.leader_commit.map_or(0, |id| id.index), request.entries.len()))
+    }
+
+    #[tokio::test]
+    async fn a_commit_leaves_with_the_entries_behind_it_or_alone_when_there_are_none() {
+        let (requests, input) = mpsc::channel(8);
+        // As openraft's own stream, this one may not be asked again after its end.
+        let input = Box::pin(stream::unfold(input, |mut input: mpsc::Receiver<_>| async move {
+            Some((input.recv().await?, input))
+        }));
+        let mut gathered = Box::pin(gathered(input));
+        // A probe, for which the leader waits.
+        requests.send(request(1, 2..2)).await.unwrap();
+        assert_eq!(next(&mut gathered).await, Some((1, 0)));
+        for request in [request(2, 3..3), request(3, 3..3), request(3, 3..5), request(3, 5..6)] {
+            requests.send(request).await.unwrap();
+        }
+        assert_eq!(next(&mut gathered).await, Some((3, 2)));
+        assert_eq!(next(&mut gathered).await, Some((3, 1)));
+        requests.send(request(5, 6..6)).await.unwrap();
+        assert_eq!(next(&mut gathered).await, Some((5, 0)));
+        requests.send(request(6, 6..6)).await.unwrap();
+        drop(requests);
+        assert_eq!(next(&mut gathered).await, Some((6, 0)));
+        assert_eq!(next(&mut gathered).await, None);
+    }
 }

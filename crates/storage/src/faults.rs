@@ -307,6 +307,10 @@ impl StateStore for FaultyState {
         self.inner.commit(batch)
     }
 
+    fn commit_may_wait(&self) -> bool {
+        self.inner.commit_may_wait()
+    }
+
     fn checkpoint(&self) -> Result<(), StateError> {
         self.switch.before_sync().map_err(StateError::Io)?;
         self.inner.checkpoint()

@@ -117,6 +117,10 @@ impl StateStore for MemoryState {
         Ok(())
     }
 
+    fn commit_may_wait(&self) -> bool {
+        false
+    }
+
     fn checkpoint(&self) -> Result<(), StateError> {
         let mut inner = self.inner.write();
         inner.tail.clear();

@@ -304,6 +304,10 @@ impl StateStore for SledState {
         Ok(())
     }
 
+    fn commit_may_wait(&self) -> bool {
+        self.shared.buffer.is_crowded()
+    }
+
     fn checkpoint(&self) -> Result<(), StateError> {
         // Held to the end, so that a second caller does not return before its rows are durable.
         let mut sequence = self.checkpointer.lock();

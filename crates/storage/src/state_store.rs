@@ -127,6 +127,10 @@ pub trait StateStore: Send + Sync + 'static {
     /// [`StateError`] if it cannot be written; the process must then end.
     fn commit(&self, batch: Batch) -> Result<(), StateError>;
 
+    /// Whether a commit that starts now may wait for the disk: such a one belongs off the async
+    /// threads. Another one may crowd the store meanwhile, so this is no promise.
+    fn commit_may_wait(&self) -> bool;
+
     /// Makes everything committed before this call durable. Blocks; call it off the async threads.
     ///
     /// # Errors

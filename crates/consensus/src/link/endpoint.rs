@@ -149,43 +149,31 @@ async fn hand_on_append(
 /// conflict: what follows in the pipeline is void.
 async fn run_session(
     raft: Raft,
-    mut queue: mpsc::Receiver<(LinkMessage, AppendRequest)>,
+    queue: mpsc::Receiver<(LinkMessage, AppendRequest)>,
     answers: Answers,
 ) {
-    let (requests, stream) = mpsc::channel(SESSION_MAX);
-    let (questions, mut asked) = mpsc::channel::<LinkMessage>(2 * SESSION_MAX);
-    let feed = async move {
-        while let Some((mut question, request)) = queue.recv().await {
-            question.content = Bytes::new();
-            if questions.send(question).await.is_err() || requests.send(request).await.is_err() {
-                return;
-            }
-        }
-    };
-    let answer = async move {
-        let mut results = std::pin::pin!(raft.stream_append(ReceiverStream::new(stream)));
-        while let Some(result) = results.next().await {
-            let Some(question) = asked.recv().await else { return };
-            let answer = match &result {
-                Ok(result) => {
-                    let content = wire::encode(&AppendAnswer::from(result));
-                    answer_to(&question, MessageKind::Answer, content)
-                }
-                Err(fatal) => refusal(&question, &fatal.to_string()),
-            };
-            if answers.send(answer).await.is_err() || !matches!(result, Ok(Ok(_))) {
-                return;
-            }
-        }
-    };
+    // As many as openraft takes in at once, and so bounded.
+    let (questions, mut asked) = mpsc::unbounded_channel::<LinkMessage>();
+    let requests = ReceiverStream::new(queue).map(move |(mut question, request)| {
+        question.content = Bytes::new();
+        // Nobody asks for it any more once the answers have ended.
+        drop(questions.send(question));
+        request
+    });
     // When the sender is done, what it sent is still answered.
-    let feed = async {
-        feed.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = feed => {}
-        () = answer => {}
+    let mut results = std::pin::pin!(raft.stream_append(requests));
+    while let Some(result) = results.next().await {
+        let Some(question) = asked.recv().await else { return };
+        let answer = match &result {
+            Ok(result) => {
+                let content = wire::encode(&AppendAnswer::from(result));
+                answer_to(&question, MessageKind::Answer, content)
+            }
+            Err(fatal) => refusal(&question, &fatal.to_string()),
+        };
+        if answers.send(answer).await.is_err() || !matches!(result, Ok(Ok(_))) {
+            return;
+        }
     }
 }
 

@@ -132,6 +132,11 @@ impl Buffer {
         Ok(())
     }
 
+    /// Whether a batch would have to wait.
+    pub(super) fn is_crowded(&self) -> bool {
+        QUEUE_BYTES_MAX < self.queue.lock().closed_bytes
+    }
+
     /// Waits until the tree holds everything committed before this call. Returns `false` if for
     /// so long nothing has come into the tree.
     pub(super) fn drain(&self, patience: Duration) -> Result<bool, StateError> {
@@ -233,5 +238,27 @@ impl Buffer {
         let first = found.by_ref().take(rows_max);
         let rows = first.map(|(key, pending)| (key.clone(), pending.value.clone())).collect();
         Page { rows, next: found.next().map(|(key, _)| key.to_vec()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_nobody_empties_says_when_the_next_batch_would_wait() {
+        let buffer = Buffer::default();
+        let value = vec![7; GROUP_BYTES_TARGET];
+        for key in 0_u32.. {
+            if buffer.is_crowded() {
+                break;
+            }
+            let row = (key.to_be_bytes().to_vec(), Some(value.clone()));
+            buffer.commit(Batch { rows: vec![row] }).unwrap();
+        }
+        assert!(QUEUE_BYTES_MAX < buffer.queue.lock().closed_bytes);
+        let group = buffer.next().unwrap();
+        buffer.done(&group);
+        assert!(!buffer.is_crowded());
     }
 }
