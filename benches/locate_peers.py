@@ -391,6 +391,7 @@ def main():
     options.add_argument("--shards", type=int, default=8)
     options.add_argument("--clients", type=int, nargs="*", default=[1, 8])
     options.add_argument("--seconds", type=float, default=4)
+    options.add_argument("--wait", action="store_true", help="wait for Enter before the rounds")
     options.add_argument("--binary", default=str(ROOT / "target/release/anchorhold"))
     options = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="anchorhold-locate-") as directory:
@@ -430,6 +431,8 @@ def compare(options, directory):
                   f"{rss_mb(store.pids()):.0f} MB resident in {len(store.pids())} processes", flush=True)
         drift(anchorhold, stored, options.drifted, rng)
         ok = check(anchorhold, stored, options.queries, rng)
+        if options.wait:
+            input("ready; Enter starts the rounds\n")
         rounds(options, stores, stored)
         return ok
     finally:

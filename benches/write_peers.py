@@ -66,7 +66,7 @@ class Anchorhold:
             self.keys[shards] = created["api_key"]
         ran = self.run(
             "bench", "write", "--bytes", str(BYTES), "--clients", str(clients),
-            "--duration", str(seconds), ANCHORHOLD_API_KEY=self.keys[shards],
+            "--duration", str(seconds), "--warm-up", "1", ANCHORHOLD_API_KEY=self.keys[shards],
         )
         if ran["errors"]:
             sys.exit(f"writes failed: {ran['errors']}")
@@ -129,6 +129,7 @@ def main():
     )
     options.add_argument("--seconds", type=int, default=5)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--wait", action="store_true", help="wait for Enter before the first round")
     options = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="anchorhold-writes-") as directory, \
             contextlib.ExitStack() as started:
@@ -149,6 +150,8 @@ def main():
             ]
         else:
             print("etcd or benches/etcd-writes is missing: Anchorhold alone", file=sys.stderr)
+        if options.wait:
+            input("ready; Enter starts the rounds\n")
         compare(cases, options.rounds)
 
 

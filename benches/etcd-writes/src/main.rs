@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, Error};
 use hdrhistogram::Histogram;
 
-/// Seconds of load before the measured ones, as in `anchorhold bench write`.
-const WARM_UP: Duration = Duration::from_secs(2);
+/// Seconds of load before the measured ones, as `write_peers.py` asks of Anchorhold.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// The endpoint of the member that leads.
 async fn leader(endpoints: &[&str]) -> Result<String, Error> {
