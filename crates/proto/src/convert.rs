@@ -12,8 +12,8 @@ mod shard;
 
 pub use anchor::{
     AnchorDraft, AnchorUpdate, anchor_from_wire, anchor_id_from_wire, anchor_ids_from_wire,
-    anchor_to_wire, anchor_update_from_wire, drafts_from_wire, pose_from_wire, pose_to_wire,
-    request_id_from_wire, time_from_wire, time_to_wire,
+    anchor_into_wire, anchor_to_wire, anchor_update_from_wire, drafts_from_wire, pose_from_wire,
+    pose_to_wire, request_id_from_wire, time_from_wire, time_to_wire,
 };
 pub use query::{
     Criterion, FilterSpec, ListSpec, LocateSpec, NearSpec, Place, ReadLevel, ReadSpec,

@@ -12,6 +12,7 @@ mod placement;
 mod reply;
 mod routing;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,8 @@ use std::time::Duration;
 use anchorhold_model::{AccountNumber, NodeId, Rejection, RequestId};
 use anchorhold_proto::failure::{METADATA_CURRENT_ETAG, METADATA_LEADER, METADATA_LEADER_NODE_ID};
 use anchorhold_proto::{Failure, Reason, etag};
-use metrics::{counter, gauge, histogram};
+use metrics::counter;
+use parking_lot::RwLock;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
@@ -28,7 +30,7 @@ use crate::authorize::{self, Audience, Caller};
 use crate::clock::Deadline;
 use crate::core::Core;
 use crate::request::{Level, Read, ShardError};
-use crate::telemetry::name;
+use crate::telemetry::{MethodMetrics, name};
 
 pub use self::account::Accounts;
 pub use self::anchor::Anchors;
@@ -41,7 +43,7 @@ pub use self::routing::Routing;
 #[derive(Clone)]
 pub struct Door {
     core: Arc<Core>,
-    open: Arc<AtomicUsize>,
+    methods: Arc<RwLock<BTreeMap<&'static str, MethodMetrics>>>,
 }
 
 /// One authorized call.
@@ -64,7 +66,7 @@ const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 impl Door {
     /// The way into a node.
     pub fn new(core: Arc<Core>) -> Self {
-        Self { core, open: Arc::default() }
+        Self { core, methods: Arc::default() }
     }
 
     /// Takes one call from the wire to the wire.
@@ -83,15 +85,25 @@ impl Door {
     {
         let begun = self.core.clock.monotonic();
         let result = self.admit(audience, request, work).await;
-        let code = result.as_ref().map_or_else(|failure| failure.reason.code(), |_| Code::Ok);
         let took = self.core.clock.monotonic().saturating_sub(begun);
-        histogram!(name::RPC_SECONDS, "method" => method).record(took.as_secs_f64());
-        counter!(name::RPC_TOTAL, "method" => method, "code" => code_text(code)).increment(1);
+        self.count(method, result.is_ok(), took);
         result.map(Response::new).map_err(|failure| {
+            let code = code_text(failure.reason.code());
+            counter!(name::RPC_TOTAL, "method" => method, "code" => code).increment(1);
             // Codes only: a message may name what a log must not.
             tracing::debug!(method, reason = failure.reason.as_str(), "a call failed");
             Status::from(failure)
         })
+    }
+
+    /// Counts a call by handles that are looked up once per method: looking one up by its labels
+    /// takes as long as some whole requests.
+    fn count(&self, method: &'static str, is_ok: bool, took: Duration) {
+        if let Some(metrics) = self.methods.read().get(method) {
+            return metrics.note(is_ok, took);
+        }
+        let mut methods = self.methods.write();
+        methods.entry(method).or_insert_with(|| MethodMetrics::of(method)).note(is_ok, took);
     }
 
     async fn admit<Question, Answer, Work>(
@@ -104,7 +116,7 @@ impl Door {
         Work: Future<Output = Result<Answer, Failure>>,
     {
         let core = &self.core;
-        let _slot = Slot::take(&self.open, core.limits.requests_max)?;
+        let _slot = Slot::take(&core.open_calls, core.limits.requests_max)?;
         let budget = budget(request.metadata(), &core.limits);
         let deadline = core.deadline(budget);
         let caller = self.identify(audience, request.metadata(), &deadline).await?;
@@ -140,7 +152,6 @@ impl<'a> Slot<'a> {
     fn take(open: &'a AtomicUsize, most: usize) -> Result<Self, Failure> {
         let before = open.fetch_add(1, Ordering::Relaxed);
         let slot = Self { open };
-        gauge!(name::RPC_OPEN).increment(1.0);
         if before < most {
             return Ok(slot);
         }
@@ -153,7 +164,6 @@ impl<'a> Slot<'a> {
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
-        gauge!(name::RPC_OPEN).decrement(1.0);
     }
 }
 

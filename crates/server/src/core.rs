@@ -1,5 +1,6 @@
 //! What every request of one node shares.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Core {
     /// How often the shards here are asked.
     pub load: LoadMeter,
     pub(crate) steps: Steps,
+    /// Calls of clients that are worked on.
+    pub open_calls: AtomicUsize,
     catalog: watch::Receiver<Arc<CatalogState>>,
     random: Mutex<StdRng>,
 }
@@ -124,6 +127,7 @@ impl Core {
             placement: parts.placement,
             load: LoadMeter::default(),
             steps: Steps::default(),
+            open_calls: AtomicUsize::default(),
             random: Mutex::new(parts.random),
         };
         let catalog = core.catalog();

@@ -100,18 +100,18 @@ impl Core {
         failed: &[NodeId],
     ) -> Option<NodeId> {
         let here = self.host.replica(shard.shard_id);
-        let mut wishes = Vec::new();
+        let open = |node: &NodeId| !failed.contains(node);
+        let known = || self.routes.leader(shard.shard_id).filter(open);
         if request.needs_leader() {
             let heard = here.as_ref().and_then(|replica| replica.leader());
-            wishes.extend(heard.map(|leader| leader.node_id));
-            wishes.extend(self.routes.leader(shard.shard_id));
-            wishes.extend(shard.voters().map(|replica| replica.node_id));
+            let heard = heard.map(|leader| leader.node_id).filter(open);
+            let voters = || shard.voters().map(|replica| replica.node_id).find(open);
+            heard.or_else(known).or_else(voters)
         } else {
-            wishes.extend(here.map(|_| self.place.node));
-            wishes.extend(self.routes.leader(shard.shard_id));
-            wishes.extend(self.by_nearness(shard));
+            // Nearly every read ends at the first of these: the others are looked up only then.
+            let here = here.map(|_| self.place.node).filter(open);
+            here.or_else(known).or_else(|| self.by_nearness(shard).into_iter().find(open))
         }
-        wishes.into_iter().find(|node| !failed.contains(node))
     }
 
     /// A shard's nodes: those of this zone first, then of this region, then the others.

@@ -1,6 +1,7 @@
 //! The HTTP port: metrics, and whether the process lives and is ready.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anchorhold_consensus::Trouble;
 use axum::Router;
@@ -77,6 +78,7 @@ impl Core {
         let leaderless = report.replicas.iter().filter(|replica| replica.leader.is_none());
         let log = self.log.stats();
         let anchors: u64 = report.replicas.iter().map(|replica| replica.anchors).sum();
+        gauge!(name::RPC_OPEN).set(self.open_calls.load(Ordering::Relaxed) as f64);
         gauge!(name::REPLICAS).set(report.replicas.len() as f64);
         let fenced = report.replicas.iter().filter(|replica| replica.problem.is_some());
         gauge!(name::FENCED).set(fenced.count() as f64);

@@ -4,7 +4,9 @@
 //! cluster's own and may appear in logs; labels hold methods, codes and kinds only.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use metrics::{Counter, Histogram, counter, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -48,6 +50,42 @@ pub fn metrics() -> Option<&'static PrometheusHandle> {
             }
         })
         .as_ref()
+}
+
+/// Folds what histograms have gathered into their buckets: without it they grow with each call for
+/// as long as nobody reads the metrics. Never returns.
+pub async fn keep_small() {
+    const INTERVAL: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        if let Some(handle) = metrics() {
+            handle.run_upkeep();
+        }
+    }
+}
+
+/// How the calls of one method are counted.
+pub struct MethodMetrics {
+    seconds: Histogram,
+    answered: Counter,
+}
+
+impl MethodMetrics {
+    /// Looks the metrics of a method up.
+    pub fn of(method: &'static str) -> Self {
+        Self {
+            seconds: histogram!(name::RPC_SECONDS, "method" => method),
+            answered: counter!(name::RPC_TOTAL, "method" => method, "code" => "OK"),
+        }
+    }
+
+    /// Notes one call. Failures are counted apart, by their code.
+    pub fn note(&self, is_ok: bool, took: Duration) {
+        self.seconds.record(took.as_secs_f64());
+        if is_ok {
+            self.answered.increment(1);
+        }
+    }
 }
 
 /// Upper bounds of latency buckets, in seconds.

@@ -106,18 +106,23 @@ pub fn drafts_from_wire(
 
 /// An anchor as the wire carries it.
 pub fn anchor_to_wire(anchor: &Anchor) -> v1::Anchor {
+    anchor_into_wire(anchor.clone())
+}
+
+/// As [`anchor_to_wire`], of an anchor that nobody else needs: its texts are not copied.
+pub fn anchor_into_wire(anchor: Anchor) -> v1::Anchor {
     let Accuracy { horizontal_m, vertical_m } = anchor.accuracy;
     let is_accuracy_known = horizontal_m.is_some() || vertical_m.is_some();
     v1::Anchor {
         id: text::uuid_text(anchor.id.key().0),
         pose: Some(pose_to_wire(&anchor.pose)),
         accuracy: is_accuracy_known.then_some(v1::Accuracy { horizontal_m, vertical_m }),
-        properties: anchor.properties.clone(),
-        tags: anchor.tags.iter().cloned().collect(),
+        properties: anchor.properties,
+        tags: anchor.tags.into_iter().collect(),
         expire_time: anchor.expire_time.map(time_to_wire),
         create_time: Some(time_to_wire(anchor.create_time)),
         update_time: Some(time_to_wire(anchor.update_time)),
-        creator: anchor.creator.clone(),
+        creator: anchor.creator,
         etag: etag::of_version(anchor.version),
         revision: anchor.version.revision,
         quality: anchor.quality,

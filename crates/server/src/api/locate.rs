@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anchorhold_geometry::Ecef;
 use anchorhold_model::{AccountNumber, Anchor, AnchorId, KeyRange, ShardId, cover};
 use anchorhold_proto::convert::{
-    Criterion, LocateSpec, Place, RegionSpec, anchor_to_wire, locate_from_wire, range_to_wire,
+    Criterion, LocateSpec, Place, RegionSpec, anchor_into_wire, locate_from_wire, range_to_wire,
 };
 use anchorhold_proto::limits::COMPLETENESS_CELLS_MAX;
 use anchorhold_proto::v1::locate_service_server::LocateService;
@@ -198,9 +198,10 @@ fn reply(call: &Call, account: AccountNumber, located: Located) -> v1::LocateRes
         cells_asked: cells(&located.ranges),
         unanswered: unanswered.collect(),
     };
-    let anchors = located.anchors.iter().map(|(distance_m, anchor)| v1::LocatedAnchor {
-        anchor: Some(anchor_to_wire(anchor)),
-        distance_m: *distance_m,
+    let anchors = located.anchors.into_iter().map(|(distance_m, anchor)| v1::LocatedAnchor {
+        // Read for this answer, and so rarely shared.
+        anchor: Some(anchor_into_wire(Arc::unwrap_or_clone(anchor))),
+        distance_m,
     });
     v1::LocateResponse {
         anchors: anchors.collect(),

@@ -57,7 +57,10 @@ pub(super) fn serve(
         let stopping = stopping.clone();
         tasks.push(tokio::spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping));
-            report("HTTP", served.await);
+            tokio::select! {
+                served = served.into_future() => report("HTTP", served),
+                () = crate::telemetry::keep_small() => {}
+            }
         }));
     }
     tasks
