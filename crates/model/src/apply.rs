@@ -18,6 +18,7 @@
 //! Not here: what is acceptable from a client (`server`), when to sweep (`consensus`).
 
 mod overlay;
+pub mod split;
 mod write;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::overlay::Overlay;
-use crate::{Anchor, AnchorId, Entry, OperationId, Outcome, ShardState, Timestamp};
+use crate::{Anchor, AnchorId, Entry, KeyRange, OperationId, Outcome, ShardState, Timestamp};
 
 /// How long a dedup entry is kept, in milliseconds of shard time. Clients stop retrying before.
 pub const OPERATION_KEEP_MS: u64 = 15 * 60 * 1000;
@@ -60,6 +61,23 @@ pub trait Records {
         id: AnchorId,
         operation: OperationId,
     ) -> Result<Option<OperationRecord>, Self::Error>;
+
+    /// What the rows of a part of the shard's range add up to.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    fn totals(&self, range: KeyRange) -> Result<RowTotals, Self::Error>;
+}
+
+/// What rows add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowTotals {
+    /// Anchors, visible or not.
+    pub anchors: u64,
+    /// Dedup entries.
+    pub operations: u64,
+    /// Bytes of all rows, keys included.
+    pub bytes: u64,
 }
 
 /// What an operation did, kept under its anchor's key so that a retry gets the same answer.
@@ -83,6 +101,9 @@ pub struct Changes {
     pub operations: BTreeMap<(AnchorId, OperationId), Option<OperationRecord>>,
     /// The shard's state after the entry.
     pub shard: ShardState,
+    /// The state in which a child begins, if the entry has split the shard. Its rows are those that
+    /// lie in its range after this entry's changes.
+    pub child: Option<Box<ShardState>>,
 }
 
 /// Decides what one committed entry changes. Deterministic and total: every command has an outcome

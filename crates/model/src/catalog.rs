@@ -184,6 +184,8 @@ impl Draft<'_> {
                 self.lay_out(cluster_epoch, *account, replaces, cuts, placements)
             }
             CatalogCommand::UpdateShard { descriptor } => self.update_shard(descriptor),
+            CatalogCommand::ReserveShard { .. } => Ok(self.reserve_shard(cluster_epoch)),
+            CatalogCommand::UpdateShards { descriptors } => self.update_shards(descriptors),
         }
     }
 

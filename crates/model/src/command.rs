@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Anchor, AnchorId, AnchorPatch, Epoch, ShardDescriptor, Version};
+use crate::{Anchor, AnchorId, AnchorPatch, Epoch, Key, ShardDescriptor, ShardId, Version};
 
 /// Milliseconds since the Unix epoch.
 #[derive(
@@ -87,6 +87,19 @@ pub enum Write {
         /// Dedup entries past their keep time.
         operations: Vec<(AnchorId, OperationId)>,
     },
+    /// A split at this key is near: replicas may begin to count what lies behind it. Changes
+    /// nothing.
+    PrepareSplit {
+        /// The child's first key.
+        at: Key,
+    },
+    /// Give the keys from `at` on to a new shard.
+    Split {
+        /// The child's first key.
+        at: Key,
+        /// The child's id, reserved in the catalog for a split of this shard at this epoch.
+        child: ShardId,
+    },
 }
 
 /// What a command did.
@@ -120,6 +133,15 @@ pub enum Outcome {
     },
     /// Nothing changed.
     Rejected(Rejection),
+    /// Replicas count what lies behind the key.
+    SplitPrepared,
+    /// The shard is two.
+    Split {
+        /// The shard as it is now.
+        parent: Box<ShardDescriptor>,
+        /// The new one.
+        child: Box<ShardDescriptor>,
+    },
 }
 
 /// Why a command changed nothing.
@@ -162,4 +184,6 @@ pub enum Rejection {
     SpaceChanged,
     /// The expiry lies in the past.
     AlreadyExpired,
+    /// A split must leave keys on both sides.
+    InvalidSplit,
 }

@@ -97,6 +97,8 @@ const VARIANT_SHIFT: u32 = 62;
 const FINE_SHIFT: u32 = 42;
 /// Ones at the hash's bits.
 const HASH_MASK: u128 = (1 << FINE_SHIFT) - 1;
+/// What the keys of one home cell of an account share: the first of them is a key of these bits.
+pub(crate) const CELL_KEY_MASK: u128 = !((1 << 58) - 1);
 /// The UUID version and variant bits of every id.
 const FIXED_BITS: u128 = (8 << VERSION_SHIFT) | (2 << VARIANT_SHIFT);
 

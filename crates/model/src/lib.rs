@@ -21,7 +21,7 @@ pub mod shard;
 mod testing;
 
 pub use anchor::{Accuracy, Anchor, AnchorPatch, LocalPosition, Pose, Space, Version};
-pub use apply::{Changes, OperationRecord, Records, apply};
+pub use apply::{Changes, OperationRecord, Records, RowTotals, apply};
 pub use cell::SPACE_NUMBER_MAX;
 pub use command::{
     Command, Entry, OperationId, Outcome, Rejection, RequestId, Stamp, Timestamp, Write,

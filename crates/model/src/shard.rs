@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyRange, Timestamp};
+use crate::{Key, KeyRange, Timestamp};
 
 /// A shard's id: (cluster epoch: 16, counter: 48). The catalog is shard 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -221,6 +221,33 @@ impl ShardDescriptor {
         let replicas: Vec<Replica> = replicas.collect();
         let next_replica = replicas.len() as u64 + 1;
         Self { shard_id, range, class, replicas, next_replica, epoch: Epoch::FIRST }
+    }
+
+    /// Both sides of a split at a key within the range: this shard with what lies before it, and a
+    /// child with the rest. The child's replicas live where this shard's do, under fresh ids. Both
+    /// have the next version; the child keeps the incarnation, so that its anchors' versions go on.
+    pub fn split(&self, at: Key, child: ShardId) -> (Self, Self) {
+        let version = self.epoch.version.saturating_add(1);
+        let incarnation = self.epoch.incarnation;
+        let mut parent = self.clone();
+        parent.range.end = Some(at);
+        parent.epoch.version = version;
+        // An incarnation has 16 bits in an id; it rises only by hand.
+        let high = u16::try_from(incarnation).unwrap_or(u16::MAX);
+        let replicas = (1..).zip(&self.replicas).map(|(counter, replica)| Replica {
+            replica_id: ReplicaId::new(high, counter),
+            ..*replica
+        });
+        let replicas: Vec<Replica> = replicas.collect();
+        let child = Self {
+            shard_id: child,
+            range: KeyRange { start: at, end: self.range.end },
+            class: self.class,
+            next_replica: replicas.len() as u64 + 1,
+            replicas,
+            epoch: Epoch { incarnation, version, conf_version: 1 },
+        };
+        (parent, child)
     }
 
     /// The replica on a node.

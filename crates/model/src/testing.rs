@@ -13,7 +13,7 @@ use crate::row::{self, RowKey};
 use crate::{
     AccountNumber, Accuracy, Anchor, AnchorId, AnchorPatch, Changes, ClassId, Command, Entry,
     Epoch, KeyRange, LocalPosition, NodeId, OperationId, OperationRecord, Outcome, Pose, Records,
-    RequestId, ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, Version, Write,
+    RequestId, RowTotals, ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, Version, Write,
 };
 
 /// The account of all test anchors.
@@ -58,6 +58,24 @@ impl Records for MemoryShard {
     ) -> Result<Option<OperationRecord>, Infallible> {
         Ok(self.operations.get(&(id, operation)).cloned())
     }
+
+    fn totals(&self, range: KeyRange) -> Result<RowTotals, Infallible> {
+        let mut totals = RowTotals::default();
+        for (key, value) in self.rows() {
+            totals.bytes += match RowKey::parse(&key).unwrap() {
+                RowKey::Anchor(id) if range.contains_id(id) => {
+                    totals.anchors += 1;
+                    (key.len() + value.len()) as u64
+                }
+                RowKey::Operation(id, _) if range.contains_id(id) => {
+                    totals.operations += 1;
+                    (key.len() + value.len()) as u64
+                }
+                RowKey::Anchor(_) | RowKey::Operation(..) => 0,
+            };
+        }
+        Ok(totals)
+    }
 }
 
 impl MemoryShard {
@@ -75,6 +93,29 @@ impl MemoryShard {
         };
         self.absorb(changes);
         outcomes
+    }
+
+    /// Applies an entry that may split the shard; gives the child with its rows.
+    pub(crate) fn apply_and_split(&mut self, entry: &Entry) -> (Vec<Outcome>, Option<Self>) {
+        let (outcomes, mut changes) = match crate::apply(self, entry) {
+            Ok(applied) => applied,
+            Err(never) => match never {},
+        };
+        let child = changes.child.take();
+        self.absorb(changes);
+        let child = child.map(|state| {
+            let at = state.descriptor.range.start;
+            let inside = |id: &AnchorId| at <= id.key();
+            let (anchors, left) =
+                std::mem::take(&mut self.anchors).into_iter().partition(|(id, _)| inside(id));
+            self.anchors = left;
+            let (operations, left) = std::mem::take(&mut self.operations)
+                .into_iter()
+                .partition(|((id, _), _)| inside(id));
+            self.operations = left;
+            Self { state: *state, anchors, operations }
+        });
+        (outcomes, child)
     }
 
     /// Applies one command at a time.
@@ -266,6 +307,7 @@ pub(crate) fn any_write() -> impl Strategy<Value = Write> {
         2 => (any_id(), any_version()).prop_map(|(id, if_version)| Write::Delete { id, if_version }),
         1 => Just(Write::Tick),
         1 => Just(Write::Retire),
+        1 => any_id().prop_map(|id| Write::PrepareSplit { at: id.key() }),
         2 => (ids, operations)
             .prop_map(|(anchors, operations)| Write::Sweep { anchors, operations }),
     ]

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Changes, OperationRecord, Records};
-use crate::{Anchor, AnchorId, OperationId, ShardState, Timestamp, Version, row};
+use crate::{
+    Anchor, AnchorId, KeyRange, OperationId, RowTotals, ShardState, Timestamp, Version, row,
+};
 
 /// What the shard holds after the commands so far: their changes, and the records beneath.
 pub(super) struct Overlay<'a, R> {
@@ -15,7 +17,8 @@ pub(super) struct Overlay<'a, R> {
 impl<'a, R: Records> Overlay<'a, R> {
     pub(super) fn new(records: &'a R, operations_max: u64) -> Self {
         let shard = records.shard().clone();
-        let changes = Changes { anchors: BTreeMap::new(), operations: BTreeMap::new(), shard };
+        let (anchors, operations) = (BTreeMap::new(), BTreeMap::new());
+        let changes = Changes { anchors, operations, shard, child: None };
         Self { records, operations_max, changes }
     }
 
@@ -63,6 +66,34 @@ impl<'a, R: Records> Overlay<'a, R> {
             None if self.records.shard().operations == 0 => Ok(None),
             None => self.records.operation(id, operation),
         }
+    }
+
+    /// What the rows of a range add up to, after the changes so far.
+    pub(super) fn totals(&self, range: KeyRange) -> Result<RowTotals, R::Error> {
+        let mut totals = self.records.totals(range)?;
+        let is_inside = |id: &AnchorId| range.contains_id(*id);
+        for (id, anchor) in self.changes.anchors.iter().filter(|(id, _)| is_inside(id)) {
+            if let Some(old) = self.records.anchor(*id)? {
+                totals.anchors = totals.anchors.saturating_sub(1);
+                totals.bytes = totals.bytes.saturating_sub(row::anchor_row_bytes(&old));
+            }
+            if let Some(new) = anchor {
+                totals.anchors = totals.anchors.saturating_add(1);
+                totals.bytes = totals.bytes.saturating_add(row::anchor_row_bytes(new));
+            }
+        }
+        let operations = self.changes.operations.iter();
+        for ((id, operation), record) in operations.filter(|((id, _), _)| is_inside(id)) {
+            if let Some(old) = self.records.operation(*id, *operation)? {
+                totals.operations = totals.operations.saturating_sub(1);
+                totals.bytes = totals.bytes.saturating_sub(row::operation_row_bytes(&old));
+            }
+            if let Some(new) = record {
+                totals.operations = totals.operations.saturating_add(1);
+                totals.bytes = totals.bytes.saturating_add(row::operation_row_bytes(new));
+            }
+        }
+        Ok(totals)
     }
 
     /// Puts an anchor's row in the place of `old`, or removes it.

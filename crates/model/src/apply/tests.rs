@@ -1,3 +1,5 @@
+mod split;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -44,9 +46,12 @@ fn expiry(expire_time: Option<u64>) -> AnchorPatch {
 fn revision(outcome: &Outcome) -> u64 {
     match outcome {
         Outcome::Written { version, .. } | Outcome::Deleted { version } => version.revision,
-        Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => {
-            panic!("{outcome:?}")
-        }
+        Outcome::Ticked
+        | Outcome::Retired
+        | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. }
+        | Outcome::Rejected(_) => panic!("{outcome:?}"),
     }
 }
 
@@ -409,7 +414,7 @@ proptest! {
         let first = shard.run(start, 1000, write.clone());
         let version = match &first {
             Outcome::Written { version, .. } | Outcome::Deleted { version } => *version,
-            Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => return Ok(()),
+            _ => return Ok(()),
         };
         for entry in &between {
             // Whatever happens within the time for which operations are kept.
@@ -426,9 +431,7 @@ proptest! {
             Outcome::Written { version: again, .. } | Outcome::Deleted { version: again } => {
                 prop_assert_eq!(again, version);
             }
-            Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } | Outcome::Rejected(_) => {
-                prop_assert!(false, "{retried:?} after {first:?}");
-            }
+            other => prop_assert!(false, "{other:?} after {first:?}"),
         }
         prop_assert_eq!(shard, before_retry);
     }

@@ -21,6 +21,8 @@ impl<R: Records> Overlay<'_, R> {
             Write::Tick => Ok(Outcome::Ticked),
             Write::Retire => Ok(self.retire(command)),
             Write::Sweep { anchors, operations } => self.sweep(anchors, operations),
+            Write::PrepareSplit { at } => Ok(self.prepare_split(command, *at)),
+            Write::Split { at, child } => self.split(command, *at, *child),
         }
     }
 
@@ -28,8 +30,7 @@ impl<R: Records> Overlay<'_, R> {
     fn run_keyed(&mut self, command: &Command, id: AnchorId) -> Result<Outcome, R::Error> {
         let descriptor = &self.shard().descriptor;
         if !command.epoch.routes_to(descriptor.epoch) || !descriptor.range.contains_id(id) {
-            let descriptor = Box::new(descriptor.clone());
-            return Ok(Outcome::Rejected(Rejection::StaleEpoch { descriptor }));
+            return Ok(self.stale_epoch());
         }
         if let Some(record) = self.kept_operation(id, command.operation)? {
             return self.repeat(id, &record, write_digest(&command.write));
@@ -47,7 +48,11 @@ impl<R: Records> Overlay<'_, R> {
             Write::Create(anchor) => self.create(command.operation, anchor)?,
             Write::Update { id, patch, if_version } => self.update(*id, patch, *if_version)?,
             Write::Delete { id, if_version } => self.delete(*id, *if_version)?,
-            Write::Tick | Write::Retire | Write::Sweep { .. } => Ok(Outcome::Ticked),
+            Write::Tick
+            | Write::Retire
+            | Write::Sweep { .. }
+            | Write::PrepareSplit { .. }
+            | Write::Split { .. } => Ok(Outcome::Ticked),
         };
         match effect {
             // The anchor's row names its create.
@@ -69,8 +74,7 @@ impl<R: Records> Overlay<'_, R> {
     fn retire(&mut self, command: &Command) -> Outcome {
         let shard = self.shard();
         if !command.epoch.routes_to(shard.descriptor.epoch) {
-            let descriptor = Box::new(shard.descriptor.clone());
-            return Outcome::Rejected(Rejection::StaleEpoch { descriptor });
+            return self.stale_epoch();
         }
         if 0 < shard.anchors {
             return Outcome::Rejected(Rejection::NotEmpty { anchors: shard.anchors });
@@ -98,6 +102,8 @@ impl<R: Records> Overlay<'_, R> {
             | Outcome::Ticked
             | Outcome::Retired
             | Outcome::Swept { .. }
+            | Outcome::SplitPrepared
+            | Outcome::Split { .. }
             | Outcome::Rejected(_)) => outcome.clone(),
         })
     }
@@ -235,7 +241,9 @@ fn write_digest(write: &Write) -> u64 {
         | Write::Delete { .. }
         | Write::Tick
         | Write::Retire
-        | Write::Sweep { .. } => digest::content_digest(write),
+        | Write::Sweep { .. }
+        | Write::PrepareSplit { .. }
+        | Write::Split { .. } => digest::content_digest(write),
     }
 }
 
@@ -262,6 +270,8 @@ fn without_anchor(outcome: &Outcome) -> Outcome {
         | Outcome::Ticked
         | Outcome::Retired
         | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. }
         | Outcome::Rejected(_) => outcome.clone(),
     }
 }

@@ -143,6 +143,17 @@ pub enum CatalogCommand {
         /// Its descriptor; taken if its epoch is newer.
         descriptor: Box<ShardDescriptor>,
     },
+    /// Give out a shard's id, for a split.
+    ReserveShard {
+        /// Names the request: a retry gets the same id.
+        request_id: RequestId,
+    },
+    /// Index what several shards say about themselves in one step, so that both sides of a split
+    /// come together. Each is taken if its epoch is newer and left alone if not.
+    UpdateShards {
+        /// Their descriptors.
+        descriptors: Vec<ShardDescriptor>,
+    },
 }
 
 /// What a command did.
@@ -196,6 +207,11 @@ pub enum CatalogOutcome {
     SchedulerSet,
     /// Nothing changed.
     Rejected(CatalogRejection),
+    /// The id is given out.
+    ShardReserved {
+        /// The id.
+        shard_id: ShardId,
+    },
 }
 
 /// Why a command changed nothing.
@@ -313,7 +329,8 @@ impl CatalogCommand {
             Self::CreateAccount { request_id, .. }
             | Self::AddKey { request_id, .. }
             | Self::RotateKey { request_id, .. }
-            | Self::LayOut { request_id, .. } => Some(*request_id),
+            | Self::LayOut { request_id, .. }
+            | Self::ReserveShard { request_id } => Some(*request_id),
             Self::Bootstrap { .. }
             | Self::RegisterNode { .. }
             | Self::SetNodeState { .. }
@@ -323,7 +340,8 @@ impl CatalogCommand {
             | Self::SetScheduler { .. }
             | Self::SetAccountState { .. }
             | Self::RevokeKey { .. }
-            | Self::UpdateShard { .. } => None,
+            | Self::UpdateShard { .. }
+            | Self::UpdateShards { .. } => None,
         }
     }
 }

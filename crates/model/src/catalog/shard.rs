@@ -73,6 +73,29 @@ impl Draft<'_> {
         }
     }
 
+    pub(super) fn reserve_shard(&mut self, cluster_epoch: u16) -> CatalogOutcome {
+        let shard_id = ShardId::new(cluster_epoch, self.counters.next_shard);
+        self.counters.next_shard += 1;
+        CatalogOutcome::ShardReserved { shard_id }
+    }
+
+    pub(super) fn update_shards(
+        &mut self,
+        descriptors: &[ShardDescriptor],
+    ) -> Result<CatalogOutcome, CatalogRejection> {
+        for descriptor in descriptors {
+            match self.update_shard(descriptor) {
+                Ok(_)
+                | Err(
+                    CatalogRejection::StaleDescriptor { .. }
+                    | CatalogRejection::ShardRemoved { .. },
+                ) => {}
+                Err(rejection) => return Err(rejection),
+            }
+        }
+        Ok(CatalogOutcome::ShardUpdated)
+    }
+
     pub(super) fn update_shard(
         &mut self,
         descriptor: &ShardDescriptor,

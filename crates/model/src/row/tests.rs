@@ -113,6 +113,7 @@ fn changes_become_rows() {
         anchors: [(anchor.id, Some(Arc::new(anchor.clone()))), (gone.id, None)].into(),
         operations: [((gone.id, testing::operation(1)), None)].into(),
         shard,
+        child: None,
     };
     let rows: Vec<Row> = changes.rows().collect();
     assert_eq!(rows.len(), 3);
