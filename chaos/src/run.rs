@@ -12,6 +12,7 @@
 
 mod lateness;
 mod phase;
+mod splits;
 mod watch;
 
 use std::path::PathBuf;

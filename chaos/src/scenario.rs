@@ -59,6 +59,8 @@ pub struct Phase {
     pub lasts: Duration,
     /// What goes wrong meanwhile.
     pub faults: Vec<Fault>,
+    /// How often the largest shard is split meanwhile, if at all.
+    pub split_every: Option<Duration>,
     /// Random faults beside them.
     pub swarm: Option<SwarmConfig>,
     /// What must be reached before the next phase begins.
@@ -109,6 +111,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("all-zones-power-loss", include_str!("../scenarios/all-zones-power-loss.toml")),
     ("swarm", include_str!("../scenarios/swarm.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
+    ("splits", include_str!("../scenarios/splits.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
 ];
 

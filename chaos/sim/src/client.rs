@@ -33,6 +33,8 @@ const TRY_TIMEOUT: Duration = Duration::from_millis(900);
 const PATIENCE: Duration = Duration::from_millis(2_500);
 /// The staleness that reads allow.
 const STALENESS_MAX: Duration = Duration::from_millis(1_500);
+/// Splits of one run, at most: each shard costs simulated nodes time.
+const SPLITS_MAX: usize = 4;
 /// The property that holds a write's number.
 const VALUE: &str = "value";
 
@@ -101,9 +103,12 @@ pub(crate) async fn live(world: Arc<World>) -> turmoil::Result {
         let random = world.random("client", worker);
         tokio::spawn(Arc::clone(&clients).work(worker, random))
     });
-    for worker in workers.collect::<Vec<_>>() {
+    let workers: Vec<_> = workers.collect();
+    let splitter = tokio::spawn(Arc::clone(&clients).split(world.random("splits", 0)));
+    for worker in workers {
         worker.await?;
     }
+    splitter.await?;
     clients.resolve().await;
     clients.read_back().await;
     world.enter(Phase::Settled);
@@ -192,6 +197,53 @@ impl Clients {
                 }
                 (Some((anchor, _)), _) => {
                     self.locate(anchor, random.random_range(0..NODES)).await;
+                }
+            }
+        }
+    }
+
+    /// Splits shards now and then, whatever faults are on.
+    async fn split(self: Arc<Self>, mut random: StdRng) {
+        let admin = Key(ADMIN_KEY.into());
+        let mut splits = 0;
+        while self.world.phase() == Phase::Faults && splits < SPLITS_MAX {
+            tokio::time::sleep(Duration::from_millis(random.random_range(200..1_500))).await;
+            let channel = self.channels[random.random_range(0..NODES)].clone();
+            let mut cluster = ClusterServiceClient::with_interceptor(channel, admin.clone());
+            let listed = cluster.list_shards(admin_v1::ListShardsRequest::default());
+            let Ok(Ok(listed)) = tokio::time::timeout(TRY_TIMEOUT, listed).await else { continue };
+            let mut shards = listed.into_inner().shards;
+            shards.retain(|shard| shard.shard_id != 0);
+            if shards.is_empty() {
+                continue;
+            }
+            let shard = shards.swap_remove(random.random_range(0..shards.len()));
+            let request = admin_v1::SplitShardRequest {
+                shard_id: shard.shard_id,
+                version: shard.epoch.unwrap_or_default().version,
+                ..admin_v1::SplitShardRequest::default()
+            };
+            // Sent again while nobody answers, as an operator would; then left as it is.
+            for _ in 0..4 {
+                let asked =
+                    tokio::time::timeout(2 * TRY_TIMEOUT, cluster.split_shard(request.clone()));
+                let asked =
+                    asked.await.map(|answer| answer.map(|done| done.into_inner().new_shard_id));
+                match asked {
+                    Ok(Ok(child)) => {
+                        self.world
+                            .note(format_args!("g{:x} was split: g{child:x}", shard.shard_id));
+                        splits += 1;
+                        break;
+                    }
+                    Ok(Err(status)) => {
+                        let reason = reason_of(&status);
+                        if reason.is_some_and(|reason| !reason.code_may_pass()) {
+                            // Holds too little, or is split by now.
+                            break;
+                        }
+                    }
+                    Err(_) => {}
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 pub mod acknowledged_writes;
 pub mod election_safety;
+pub mod key_coverage;
 pub mod leader_completeness;
 pub mod linearizable_reads;
 pub mod liveness;

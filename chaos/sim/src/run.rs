@@ -8,6 +8,7 @@ use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, SystemTime};
 
 use anchorhold_consensus::Replica;
+use anchorhold_model::{KeyRange, ShardId};
 use anchorhold_server::core::Core;
 use anchorhold_storage::GroupId;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use rand::rngs::StdRng;
 use crate::disk::Disk;
 use crate::faults::{self, Change, Host, LinkState, Links, Plan};
 use crate::invariants::leader_completeness::Seen;
-use crate::invariants::{self, liveness, staleness};
+use crate::invariants::{self, key_coverage, liveness, staleness};
 use crate::trace::Trace;
 use crate::world::{Mutant, NODES, Phase, Site, World};
 use crate::{client, node};
@@ -61,6 +62,9 @@ pub struct Summary {
     pub committed: usize,
     /// Comparisons of two replicas' states at one index.
     pub compared: u64,
+    /// Shards at the end, the catalog aside: those that the account began with, and those that
+    /// splits made.
+    pub shards: usize,
 }
 
 /// What must not be, and when it was seen.
@@ -140,6 +144,7 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Failure> {
         elections: invariants.election_safety.elections(),
         committed: invariants.leader_completeness.committed(),
         compared: invariants.state_equality.compared(),
+        shards: *world.shards.lock(),
     })
 }
 
@@ -228,6 +233,7 @@ impl Run {
             let taken = self.world.now() - begun;
             liveness::check("catching up", taken, liveness::SETTLED_WITHIN)?;
             if self.are_level() {
+                self.check_coverage()?;
                 return self.compare_states();
             }
         }
@@ -301,6 +307,7 @@ impl Run {
     fn look(&self) -> Result<(), String> {
         let mut all = Vec::new();
         for (number, core) in self.cores() {
+            key_coverage::check_disjoint(number, &ranges(&core))?;
             for replica in replicas(&core) {
                 let log = &self.world.sites[number].disk.log;
                 let status = replica.status();
@@ -331,6 +338,19 @@ impl Run {
             && ends.iter().flatten().all(|(.., has_leader)| *has_leader)
     }
 
+    /// Whether every account's keys have one owner each, on every node.
+    fn check_coverage(&self) -> Result<(), String> {
+        for (number, core) in self.cores() {
+            let mut shards = self.world.shards.lock();
+            *shards = (*shards).max(core.host.replicas().len());
+            for account in core.catalog().accounts.keys() {
+                let whole = KeyRange::of_account(*account);
+                key_coverage::check_whole(number, whole, &ranges(&core))?;
+            }
+        }
+        Ok(())
+    }
+
     fn compare_states(&self) -> Result<(), String> {
         for (number, core) in self.cores() {
             for replica in replicas(&core) {
@@ -353,6 +373,12 @@ fn replicas(core: &Core) -> Vec<Arc<Replica>> {
     let mut all = vec![core.host.catalog_replica()];
     all.extend(core.host.replicas());
     all
+}
+
+/// What each shard's replica on a node owns.
+fn ranges(core: &Core) -> Vec<(ShardId, KeyRange)> {
+    let replicas = core.host.replicas();
+    replicas.iter().map(|replica| (replica.shard_id(), replica.state().descriptor.range)).collect()
 }
 
 fn group_of(replica: &Replica) -> GroupId {

@@ -72,6 +72,8 @@ pub(crate) struct World {
     pub(crate) invariants: Mutex<Invariants>,
     trace: Mutex<Trace>,
     violation: Mutex<Option<String>>,
+    /// Shards that a node has at the end, the catalog aside.
+    pub(crate) shards: Mutex<usize>,
 }
 
 impl World {
@@ -86,6 +88,7 @@ impl World {
             invariants: Mutex::default(),
             trace: Mutex::new(trace),
             violation: Mutex::new(None),
+            shards: Mutex::default(),
         })
     }
 

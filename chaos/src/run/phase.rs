@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Run;
+use super::splits::Splits;
 use super::watch::Board;
 use crate::events::{Canary, EventKind, FaultEvent, FaultStage};
 use crate::fault::{self, ActiveFault, Seen};
@@ -79,6 +80,10 @@ impl Phases {
         let events = self.run.events.clone();
         events.append(EventKind::PhaseBegin { name: name.to_owned() })?;
         self.board.lock().phase = name.to_owned();
+        let splits = match phase.split_every {
+            Some(every) => Some(Splits::start(&self.run.driver.access().await?, every)?),
+            None => None,
+        };
         let begun = Instant::now();
         let mut ids = BTreeMap::new();
         for (at, step) in schedule(&faults, phase.lasts) {
@@ -98,6 +103,11 @@ impl Phases {
         }
         sleep_until(begun + phase.lasts).await;
         self.heal_all().await?;
+        if splits.is_some_and(|splits| splits.made() == 0) {
+            let text = format!("no shard was split in {name}");
+            self.findings.harness_errors.push(text.clone());
+            events.append(EventKind::HarnessError { text })?;
+        }
         let healed_ns = self.run.clock.now_ns();
         for wait in &phase.waits {
             if let Err(missed) = self.wait(*wait, phase.wait_max, healed_ns).await {

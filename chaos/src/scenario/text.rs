@@ -42,6 +42,7 @@ struct PhaseText {
     for_s: Spanned<f64>,
     #[serde(default, rename = "fault")]
     faults: Vec<Spanned<FaultText>>,
+    split_every_s: Option<Spanned<f64>>,
     swarm: Option<Spanned<SwarmText>>,
     #[serde(default)]
     wait: Vec<Spanned<String>>,
@@ -198,7 +199,14 @@ fn build_phase(
     let waits = phase.wait.iter().map(wait).collect::<Result<_, _>>()?;
     let swarm = phase.swarm.map(|swarm| build_swarm(swarm.into_inner())).transpose()?;
     let wait_max = seconds("wait_max_s", phase.wait_max_s.as_ref(), WAIT_MAX_S)?;
-    Ok(Phase { name: phase.name.into_inner(), lasts, faults, swarm, waits, wait_max })
+    let split_every = phase.split_every_s.as_ref();
+    let split_every =
+        split_every.map(|every| seconds("split_every_s", Some(every), 0.0)).transpose()?;
+    if let (Some(every), Some(Duration::ZERO)) = (&phase.split_every_s, split_every) {
+        return Err((every.span(), "split_every_s must be more than 0".to_owned()));
+    }
+    let name = phase.name.into_inner();
+    Ok(Phase { name, lasts, faults, split_every, swarm, waits, wait_max })
 }
 
 fn wait(name: &Spanned<String>) -> Result<Wait, Wrong> {

@@ -1,4 +1,4 @@
-//! `anchorhold bench write|read|locate`: loads a cluster and measures it.
+//! `anchorhold bench write|read|locate|split`: loads a cluster and measures it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use crate::query::ReadLevel;
 mod load;
 mod node_counters;
 mod report;
+mod split;
 
 use load::Load;
 use report::Report;
@@ -91,6 +92,13 @@ enum BenchCommand {
         #[arg(long, default_value = "bounded:1", value_parser = ReadLevel::parse)]
         consistency: ReadLevel,
     },
+    /// Split the largest shard under writes all over the Earth, and say for how long the keys of
+    /// each side took none; needs the operators' key as well
+    Split {
+        /// Anchors that the shard holds at least: missing ones are written first
+        #[arg(long, default_value_t = 200_000)]
+        anchors: u64,
+    },
 }
 
 /// What one request does.
@@ -123,6 +131,9 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
         BenchCommand::Locate { k, consistency: level } => {
             let points = stored(&client).await?.iter().filter_map(point).collect();
             ("locate", 1, Work::Locate { points, k, level })
+        }
+        BenchCommand::Split { anchors } => {
+            return split::run(&context, client, load, args.load.seed, anchors).await;
         }
     };
     let (addresses, processes) = nodes(&context, &args.load.metrics);

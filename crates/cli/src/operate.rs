@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anchorhold_client::admin_v1;
 use anchorhold_cluster::{StateError, StateFile, Wanted, wait_until_ready};
-use anchorhold_model::{NodeId, ShardId};
+use anchorhold_model::{Key, NodeId, ShardId};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -135,6 +135,14 @@ enum ShardCommand {
     Compare {
         /// The shard's id, as `shard list` shows it
         shard: String,
+    },
+    /// Split a shard in two while it serves
+    Split {
+        /// The shard, such as s12 or 12
+        shard: String,
+        /// First key of the new shard: an anchor's id, or 32 hex digits; the median if left out
+        #[arg(long)]
+        at: Option<String>,
     },
 }
 
@@ -331,7 +339,53 @@ pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
         ShardCommand::Move { shard, from, to } => {
             placing::move_replica(&context, &shard, &from, &to).await
         }
+        ShardCommand::Split { shard, at } => split_shard(&context, &shard, at.as_deref()).await,
     }
+}
+
+/// What a split made.
+#[derive(Serialize)]
+struct SplitView {
+    shard_id: u64,
+    new_shard_id: u64,
+    at: String,
+}
+
+async fn split_shard(context: &Context, shard: &str, at: Option<&str>) -> anyhow::Result<()> {
+    let admin = context.admin()?;
+    let shard_id = placing::shard_id(&admin, shard).await?;
+    let at = at.map(parse_key).transpose()?.map(|key| key.to_bytes().to_vec());
+    let mut page = admin_v1::ListShardsRequest { page_size: 1_000, ..Default::default() };
+    let version = loop {
+        let shards = admin.list_shards(page.clone()).await?;
+        if let Some(listed) = shards.shards.iter().find(|listed| listed.shard_id == shard_id) {
+            break listed.epoch.unwrap_or_default().version;
+        }
+        anyhow::ensure!(!shards.next_page_token.is_empty(), "there is no shard {shard}");
+        page.page_token = shards.next_page_token;
+    };
+    // With the version a retry cannot split it twice.
+    let at = at.unwrap_or_default().into();
+    let done = admin.split_shard(admin_v1::SplitShardRequest { shard_id, at, version }).await?;
+    let view = SplitView {
+        shard_id: done.shard_id,
+        new_shard_id: done.new_shard_id,
+        at: done.at.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    output::print(context.output, &view, || {
+        let (shard, child) = (ShardId(view.shard_id), ShardId(view.new_shard_id));
+        format!("{shard} is split: keys from {} on are in {child} now", view.at)
+    })
+}
+
+/// An anchor's id, or any key as hex digits.
+fn parse_key(text: &str) -> anyhow::Result<Key> {
+    let digits: String = text.chars().filter(|letter| *letter != '-').collect();
+    let is_key = digits.len() == 32;
+    let key = is_key.then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
+    key.map(Key).ok_or_else(|| {
+        anyhow::anyhow!("{text:?} is no key: give an anchor's id or 32 hexadecimal digits")
+    })
 }
 
 /// Lists the shards, or one of them.

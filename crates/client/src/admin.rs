@@ -148,6 +148,17 @@ impl AdminClient {
         self.call(method::RELEASE_BALLAST, &request, None).await
     }
 
+    /// Splits a shard. Needs no request id: a split that has taken effect is not made again.
+    ///
+    /// # Errors
+    /// As [`AdminClient`] says.
+    pub async fn split_shard(
+        &self,
+        request: admin::SplitShardRequest,
+    ) -> Result<admin::SplitShardResponse, ClientError> {
+        self.call(method::SPLIT_SHARD, &request, None).await
+    }
+
     async fn call<Reply>(
         &self,
         method: Method,

@@ -49,6 +49,7 @@ methods! {
     RELEASE_BALLAST = Write "/anchorhold.admin.v1.ClusterService/ReleaseBallast";
     LIST_ZONES = Read "/anchorhold.admin.v1.ClusterService/ListZones";
     LIST_SHARDS = Read "/anchorhold.admin.v1.ClusterService/ListShards";
+    SPLIT_SHARD = Write "/anchorhold.admin.v1.ClusterService/SplitShard";
     GET_REPLICA_DIGEST = Read "/anchorhold.admin.v1.ClusterService/GetReplicaDigest";
     COMPARE_REPLICAS = Read "/anchorhold.admin.v1.ClusterService/CompareReplicas";
     GET_SERVER_INFO = Read "/anchorhold.admin.v1.ClusterService/GetServerInfo";

@@ -62,6 +62,14 @@ pub(crate) async fn close_if_forgotten(
     if log.group(group).is_some() || !log.unknown_groups_may_be_lost() {
         return Ok(());
     }
+    close(log, group).await
+}
+
+/// Notes that a group has lost everything, its vote included.
+///
+/// # Errors
+/// If that cannot be stored.
+pub(crate) async fn close(log: &Arc<dyn LogStore>, group: GroupId) -> Result<(), StateError> {
     let to = LogPosition { term: u64::MAX, index: u64::MAX >> 1 };
     let lost = Lost { to, hard_state_known: false };
     let (done, waiting) = oneshot::channel();

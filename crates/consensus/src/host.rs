@@ -1,16 +1,17 @@
 //! All replicas of one node, and the node's part in the catalog.
 //!
-//! Which replicas there are, how they come and go: `replicas`.
+//! Which replicas there are, how they come and go: `replicas`; which may be open at once: `opening`.
 
+mod opening;
 mod replicas;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome, CatalogState};
-use anchorhold_model::{Changes, NodeId, ShardId};
+use anchorhold_model::{Changes, KeyRange, NodeId, ShardId};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::{DiskState, GroupId, StateError};
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use crate::birth::Births;
 use crate::catalog_calls::{self, CatalogAnswer};
 use crate::error::{CallError, ProposeError};
 use crate::fence;
@@ -31,6 +33,7 @@ use crate::members::MemberCall;
 use crate::membership;
 use crate::replica::{NodeParts, Replica};
 use crate::seams::BoxFuture;
+use crate::shard_index;
 use crate::shard_upkeep;
 use crate::stamp::Stamper;
 use crate::upkeep;
@@ -132,6 +135,12 @@ struct Inner {
     calls: Arc<dyn CallHandler>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     catalog: Arc<Replica>,
+    /// Replicas with a file whose range an open one still owns a part of.
+    waiting: Mutex<BTreeSet<GroupId>>,
+    /// What destroyed replicas owned, while their rows are being removed.
+    clearing: Mutex<BTreeMap<ShardId, KeyRange>>,
+    /// Held while a replica is opened: its range is judged and taken in one step.
+    opening: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Held while replicas come or go.
     changing: tokio::sync::Mutex<()>,
@@ -170,7 +179,9 @@ impl Host {
             listener,
             node_bytes: Arc::new(AtomicUsize::new(0)),
             sessions: Arc::default(),
+            births: Arc::default(),
         };
+        parts.births.load(&*parts.seams.state)?;
         let catalog = open_catalog(&parts, &start.identity).await?;
         let host = Self {
             inner: Arc::new(Inner {
@@ -179,6 +190,9 @@ impl Host {
                 calls,
                 replicas: RwLock::default(),
                 catalog,
+                waiting: Mutex::default(),
+                clearing: Mutex::default(),
+                opening: tokio::sync::Mutex::default(),
                 tasks: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
                 parts,
@@ -194,6 +208,8 @@ impl Host {
         host.spawn(fitness::keep::act);
         host.spawn(fitness::gone::replace_gone);
         host.spawn(shard_upkeep::keep);
+        host.spawn(|host| host.open_forever());
+        host.spawn(shard_index::keep);
         host.spawn(move |host| host.found_and_announce(start.found));
         Ok(host)
     }
@@ -263,6 +279,10 @@ impl Host {
 
     pub(crate) fn fitness(&self) -> &Fitness {
         &self.inner.parts.fitness
+    }
+
+    pub(crate) fn births(&self) -> &Births {
+        &self.inner.parts.births
     }
 
     pub(crate) fn parts(&self) -> &NodeParts {

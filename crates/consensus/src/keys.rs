@@ -5,6 +5,7 @@
 //! | `01 shard(8)  00` | header: applied position, membership, shard state |
 //! | `01 shard(8)  01` | set while a snapshot file is being loaded |
 //! | `01 shard(8)  02 …` | rows of the catalog (shard 0) |
+//! | `01 shard(8)  03` | birth: set while the replica's beginning lies in its parent |
 //! | `02 …` | records by id, as `model::row` encodes them |
 
 use anchorhold_model::{KeyRange, ShardId, row};
@@ -14,6 +15,7 @@ const RECORD: u8 = 2;
 const HEADER: u8 = 0;
 const INSTALLING: u8 = 1;
 const CATALOG: u8 = 2;
+const BIRTH: u8 = 3;
 
 fn replica_key(shard: ShardId, kind: u8) -> Vec<u8> {
     let mut key = Vec::with_capacity(10);
@@ -31,6 +33,16 @@ pub(crate) fn header(shard: ShardId) -> Vec<u8> {
 /// The mark of an unfinished load.
 pub(crate) fn installing(shard: ShardId) -> Vec<u8> {
     replica_key(shard, INSTALLING)
+}
+
+/// The mark of a replica that a split made and that has no snapshot file yet.
+pub(crate) fn birth(shard: ShardId) -> Vec<u8> {
+    replica_key(shard, BIRTH)
+}
+
+/// Where all rows that are not records lie.
+pub(crate) fn replicas() -> (Vec<u8>, Vec<u8>) {
+    (vec![REPLICA], vec![REPLICA + 1])
 }
 
 /// What the group's own rows start with; the rest of the key goes into snapshots.
@@ -62,6 +74,7 @@ pub(crate) fn catalog_rows() -> (Vec<u8>, Vec<u8>) {
 pub(crate) enum Place<'a> {
     Header(ShardId),
     Installing(ShardId),
+    Birth(ShardId),
     Catalog,
     /// A record, with its key as `model::row` encodes it.
     Record(&'a [u8]),
@@ -77,6 +90,7 @@ pub(crate) fn place(key: &[u8]) -> Option<Place<'_>> {
             match rest {
                 [HEADER] => Some(Place::Header(shard)),
                 [INSTALLING] => Some(Place::Installing(shard)),
+                [BIRTH] => Some(Place::Birth(shard)),
                 [CATALOG, ..] if shard == ShardId::CATALOG => Some(Place::Catalog),
                 _ => None,
             }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use anchorhold_model::apply::OperationRecord;
 use anchorhold_model::catalog::{self, CatalogState};
 use anchorhold_model::{
-    Anchor, AnchorId, NodeId, OperationId, Records, Replica, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId, ShardState, row,
+    Anchor, AnchorId, KeyRange, NodeId, OperationId, Outcome, Records, Replica, ReplicaId,
+    ReplicaRole, RowTotals, ShardDescriptor, ShardId, ShardState, Write, row,
 };
 use anchorhold_storage::snapshot::{SnapshotFile, SnapshotStore};
 use anchorhold_storage::{Batch, GroupId, LogPosition, StateError, StateStore};
@@ -25,9 +25,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::birth::{self, Births};
 use crate::digest::Wanted;
 use crate::host::Listener;
 use crate::keys;
+use crate::row_count::RowCount;
 use crate::seams::{Exit, Offload};
 use crate::snapshot::{Cut, SnapshotBuilder};
 use crate::types::{
@@ -44,6 +46,9 @@ pub(crate) struct Header {
     /// `None` for the catalog.
     pub(crate) shard: Option<ShardState>,
 }
+
+/// How long a count for a split is kept right when no split comes, in milliseconds of shard time.
+const PREPARATION_KEEP_MS: u64 = 60_000;
 
 /// How far a replica has come, as others wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +71,9 @@ pub(crate) struct MachineShared {
     pub(crate) cut: Mutex<Option<Cut>>,
     /// Who waits for a cut at an index to come.
     pub(crate) wanted: Mutex<Option<Wanted>>,
+    /// A count of the rows behind the key of a split that is near. Locked after `cut`.
+    pub(crate) count: Mutex<Option<RowCount>>,
+    pub(crate) births: Arc<Births>,
     pub(crate) header: ArcSwap<Header>,
     /// The shard's state alone, for readers. Of no meaning in the catalog.
     pub(crate) shard: ArcSwap<ShardState>,
@@ -107,6 +115,10 @@ impl MachineShared {
             if let (Some(cut), Some(batch)) = (cut.as_mut(), batch.as_ref()) {
                 result = cut.keep_before_images(&*self.state, &batch.rows);
             }
+            let mut count = self.count.lock();
+            if let (Ok(()), Some(count), Some(batch)) = (&result, count.as_mut(), batch.as_ref()) {
+                result = count.follow(&*self.state, &batch.rows);
+            }
             if result.is_ok() {
                 result = self.state.commit(batch.take().unwrap_or_default());
             }
@@ -115,6 +127,24 @@ impl MachineShared {
             }
         });
         result
+    }
+
+    /// Counts in the background, chunk by chunk: commits go on between them.
+    fn count_rows(&self) {
+        loop {
+            let mut count = self.count.lock();
+            let Some(counting) = count.as_mut() else { return };
+            match counting.step(&*self.state) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    self.fail(&error);
+                    return;
+                }
+            }
+            drop(count);
+            std::thread::yield_now();
+        }
     }
 
     /// Makes a header visible to readers and wakes who waits for it.
@@ -135,6 +165,7 @@ impl MachineShared {
 pub(crate) struct StoredRecords<'a> {
     pub(crate) state: &'a dyn StateStore,
     pub(crate) shard: &'a ShardState,
+    pub(crate) count: &'a Mutex<Option<RowCount>>,
 }
 
 pub(crate) fn damaged(error: impl ToString) -> StateError {
@@ -160,6 +191,13 @@ impl Records for StoredRecords<'_> {
     ) -> Result<Option<OperationRecord>, StateError> {
         let row = self.state.get(&keys::record(&row::operation_key(id, operation)))?;
         row.map(|row| row::decode_operation(&row).map_err(damaged)).transpose()
+    }
+
+    fn totals(&self, range: KeyRange) -> Result<RowTotals, StateError> {
+        match self.count.lock().as_mut().filter(|count| count.range == range) {
+            Some(count) => count.finish(self.state),
+            None => RowCount::new(range, self.shard.shard_time).finish(self.state),
+        }
     }
 }
 
@@ -223,14 +261,63 @@ impl Machine {
         let Some(shard) = header.shard.take() else {
             return Err(io::Error::other("a shard's entry reached a group without a shard"));
         };
-        let records = StoredRecords { state: &*self.shared.state, shard: &shard };
-        let (outcomes, changes) =
-            anchorhold_model::apply(&records, &entry).map_err(|error| self.shared.fail(&error))?;
+        let (state, count) = (&*self.shared.state, &self.shared.count);
+        let records = StoredRecords { state, shard: &shard, count };
+        let mut applied = None;
+        let mut run = || applied = Some(anchorhold_model::apply(&records, &entry));
+        if entry.commands.iter().any(|command| matches!(command.write, Write::Split { .. })) {
+            // It may have to count rows: that takes a while.
+            self.shared.offload.in_place(&mut run);
+        } else {
+            run();
+        }
+        let applied = applied.ok_or_else(|| io::Error::other("nothing was applied"))?;
+        let (outcomes, changes) = applied.map_err(|error| self.shared.fail(&error))?;
         header.shard = Some(changes.shard.clone());
-        let rows = changes.rows().map(|(key, value)| (keys::record(&key), value)).collect();
+        let mut rows: Vec<_> =
+            changes.rows().map(|(key, value)| (keys::record(&key), value)).collect();
+        let birth = changes.child.as_deref().map(|child| {
+            let (birth, child_rows) = birth::rows(self.shared.shard_id, child);
+            rows.extend(child_rows);
+            birth
+        });
+        let is_split = birth.is_some();
+        // Known before the parent's range shrinks: nobody else may take the child's keys.
+        birth.into_iter().for_each(|birth| self.shared.births.add(birth));
         self.shared.commit(rows, header)?;
         self.listener.applied(self.shared.shard_id, &changes);
+        if is_split {
+            *self.shared.count.lock() = None;
+            self.shared.births.announce();
+        }
+        self.follow_preparations(&entry, &outcomes, &changes.shard);
         Ok(Reply::Shard(Arc::new(outcomes)))
+    }
+
+    /// Begins to count for a split that is near, and gives up a count that nobody came for.
+    fn follow_preparations(
+        &self,
+        entry: &anchorhold_model::Entry,
+        outcomes: &[Outcome],
+        shard: &ShardState,
+    ) {
+        let is_old = |count: &RowCount| {
+            count.since.0.saturating_add(PREPARATION_KEEP_MS) < shard.shard_time.0
+        };
+        let mut count = self.shared.count.lock();
+        if count.as_ref().is_some_and(is_old) {
+            *count = None;
+        }
+        for (command, outcome) in entry.commands.iter().zip(outcomes) {
+            let Write::PrepareSplit { at } = command.write else { continue };
+            let range = KeyRange { start: at, end: shard.descriptor.range.end };
+            let is_counted = count.as_ref().is_some_and(|count| count.range == range);
+            if *outcome == Outcome::SplitPrepared && !is_counted {
+                *count = Some(RowCount::new(range, shard.shard_time));
+                let shared = self.shared.clone();
+                tokio::spawn(self.shared.offload.spawn(Box::new(move || shared.count_rows())));
+            }
+        }
     }
 
     fn apply_catalog(&self, content: &[u8], header: Header) -> io::Result<Reply> {
@@ -314,6 +401,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     ) -> Result<(), io::Error> {
         crate::snapshot::install(&self.shared, meta, snapshot).await?;
         (self.replaced)();
+        // Its range may be another now: room for replicas that wait.
+        self.shared.births.changed.notify_one();
         Ok(())
     }
 

@@ -26,8 +26,10 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::birth;
 use crate::link::{LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
 use crate::seams::Offload;
+use crate::snapshot::SnapshotContent;
 use crate::types::{
     AppendRequest, AppendResult, PeerNode, Snapshot, TypeConfig, Vote, VoteRequest, VoteResponse,
 };
@@ -295,6 +297,11 @@ impl ReplicaClient {
         vote: Vote,
         file: SnapshotFile,
     ) -> Result<SnapshotResponse<TypeConfig>, String> {
+        if birth::is_handle(&file) {
+            return Err("the shard was born a moment ago and has no snapshot file yet".into());
+        }
+        let content: SnapshotContent = wire::decode("a snapshot's header", &file.header.meta)
+            .map_err(|error| error.to_string())?;
         let peer = self.peers.get(self.node).ok_or("no address of the node is known")?;
         let channel = peer.bulk_channel(self.peers.dialer())?;
         let mut client = PeerClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -313,6 +320,7 @@ impl ReplicaClient {
                 vote: (&vote).into(),
                 digest: file.digest.0,
                 bytes: file.bytes,
+                range: content.shard.map(|shard| shard.descriptor.range),
             }),
             offset: 0,
             data: Bytes::new(),

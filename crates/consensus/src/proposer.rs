@@ -125,7 +125,11 @@ fn weight(command: &Command) -> usize {
                 + properties.map(|(key, value)| key.len() + value.len()).sum::<usize>()
                 + patch.tags.iter().flatten().map(|tag| tag.len() + 1).sum::<usize>()
         }
-        Write::Delete { .. } | Write::Tick | Write::Retire => FIXED,
+        Write::Delete { .. }
+        | Write::Tick
+        | Write::Retire
+        | Write::PrepareSplit { .. }
+        | Write::Split { .. } => FIXED,
         Write::Sweep { anchors, operations } => FIXED + 17 * anchors.len() + 40 * operations.len(),
     }
 }

@@ -1,7 +1,9 @@
 //! One replica: its Raft instance, its way into the log, and the views that reads are served from.
 
+mod campaign;
 mod leading;
 mod reading;
+mod standing;
 
 pub(crate) use self::leading::Led;
 
@@ -28,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
+use crate::birth::Births;
 use crate::error::ProposeError;
 use crate::fence::{self, Fence};
 use crate::fitness::Fitness;
@@ -37,16 +40,18 @@ use crate::keys;
 use crate::link::Peers;
 use crate::log::GroupLogStorage;
 use crate::machine::{
-    Applied, Header, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
+    Applied, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
 };
 use crate::network::Network;
 use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};
-use crate::snapshot::{self, SnapshotContent};
+use crate::snapshot;
 use crate::stamp::Stamper;
 use crate::types::{Raft, Reply, Snapshot, TypeConfig};
 use crate::wire::{self, SnapshotHead, TransferMessage, WireVote};
 use crate::{ConsensusConfig, Seams, runtime};
+
+pub(crate) use self::standing::Standing;
 
 /// Who leads a shard, as far as known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +149,7 @@ pub(crate) struct NodeParts {
     pub(crate) stamper: Arc<Stamper>,
     pub(crate) node_bytes: Arc<AtomicUsize>,
     pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) births: Arc<Births>,
 }
 
 /// Opens the state of a group: as the state store has it, or, where that does not reach the
@@ -151,28 +157,10 @@ pub(crate) struct NodeParts {
 fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, StateError> {
     let shard_id = ShardId(group.shard);
     let state = &parts.seams.state;
-    let file = parts
-        .seams
-        .snapshots
-        .latest(group)
-        .map_err(damaged)?
-        .ok_or_else(|| damaged(format!("{shard_id:?} has no snapshot file")))?;
-    let stored: Option<Header> = match state.get(&keys::header(shard_id))? {
-        Some(row) => Some(wire::decode("a header row", &row).map_err(damaged)?),
-        None => None,
-    };
-    let applied_end = stored.as_ref().and_then(|header| header.applied).map_or(0, |id| id.1 + 1);
-    let file_end = file.header.position.map_or(0, |position| position.index + 1);
+    let standing = Standing::read(parts, group)?;
     let log = parts.seams.log.group(group).unwrap_or_default();
-    let purged_end = log.purged.map_or(0, |position| position.index + 1);
-    let unfinished = state.get(&keys::installing(shard_id))?.is_some();
-    let content: SnapshotContent =
-        wire::decode("a snapshot's header", &file.header.meta).map_err(damaged)?;
-    let initial = Header {
-        applied: None,
-        membership: content.membership.clone(),
-        shard: content.shard.clone(),
-    };
+    let initial = standing.header();
+    let Standing { stored, file, is_stored_good, purged_end } = standing;
     let shared = MachineShared {
         group,
         shard_id,
@@ -182,20 +170,21 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         exit: parts.seams.exit.clone(),
         cut: Mutex::new(None),
         wanted: Mutex::new(None),
+        count: Mutex::new(None),
+        births: parts.births.clone(),
         shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
-        header: ArcSwap::from_pointee(stored.clone().unwrap_or(initial)),
+        header: ArcSwap::from_pointee(initial),
         applied: watch::Sender::new(Applied::default()),
         catalog: (shard_id == ShardId::CATALOG)
             .then(|| watch::Sender::new(Arc::new(CatalogState::default()))),
     };
-    let header = match stored {
-        Some(header) if !unfinished && file_end <= applied_end && purged_end <= applied_end => {
-            header
-        }
-        _ => {
+    let header = match (stored, file) {
+        (Some(header), _) if is_stored_good => header,
+        (_, Some((file, _))) => {
             tracing::info!(shard = group.shard, "rebuilding the state from its snapshot file");
             snapshot::load(&shared, &file)?
         }
+        (_, None) => return Err(damaged(format!("{shard_id:?} has no snapshot file"))),
     };
     if header.applied.map_or(0, |id| id.1 + 1) < purged_end {
         return Err(damaged(format!(
@@ -243,7 +232,12 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
 fn adds_data(command: &Command) -> bool {
     match command.write {
         Write::Create(_) | Write::Update { .. } => true,
-        Write::Delete { .. } | Write::Tick | Write::Retire | Write::Sweep { .. } => false,
+        Write::Delete { .. }
+        | Write::Tick
+        | Write::Retire
+        | Write::Sweep { .. }
+        | Write::PrepareSplit { .. }
+        | Write::Split { .. } => false,
     }
 }
 
@@ -573,7 +567,8 @@ impl Replica {
     /// If the state cannot be read.
     pub fn anchor(&self, id: AnchorId) -> Result<Option<Arc<Anchor>>, StateError> {
         let shard = self.shared.shard.load();
-        StoredRecords { state: &*self.shared.state, shard: &shard }.anchor(id)
+        let (state, count) = (&*self.shared.state, &self.shared.count);
+        StoredRecords { state, shard: &shard, count }.anchor(id)
     }
 
     /// Visits stored anchors of a range in id order until `visit` breaks. Only the part of the
@@ -592,6 +587,23 @@ impl Replica {
             }
             row::RowKey::Operation(..) => Ok(ControlFlow::Continue(())),
         })
+    }
+
+    /// Visits the ids of stored anchors of a range in order until `visit` breaks.
+    pub(crate) fn scan_ids(
+        &self,
+        range: KeyRange,
+        visit: &mut dyn FnMut(AnchorId) -> ControlFlow<()>,
+    ) -> Result<(), StateError> {
+        self.scan_rows(range, &mut |key, _| match key {
+            row::RowKey::Anchor(id) => Ok(visit(id)),
+            row::RowKey::Operation(..) => Ok(ControlFlow::Continue(())),
+        })
+    }
+
+    /// Whether the rows behind the key of a split that is near are still being counted.
+    pub(crate) fn is_counting(&self) -> bool {
+        self.shared.count.lock().as_ref().is_some_and(|count| !count.is_complete())
     }
 
     /// Visits all stored anchors and dedup entries of the shard in key order, for whoever builds
@@ -638,16 +650,25 @@ impl Replica {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Receives a snapshot file and lets Raft install it. Returns the encoded answer.
+    /// Receives a snapshot file and lets Raft install it. Returns the encoded answer. `is_taken`
+    /// says whether another replica on this node owns a part of a range.
     pub(crate) async fn receive_snapshot(
         &self,
         head: &[u8],
         mut chunks: Streaming<SnapshotChunk>,
+        is_taken: impl Fn(KeyRange) -> bool,
     ) -> Result<Bytes, Status> {
         let head: SnapshotHead = wire::decode("a snapshot's head", head)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if head.to != self.replica_id.0 {
             return Err(Status::not_found("another replica was addressed"));
+        }
+        if self.shared.births.is_parent(self.shard_id()) {
+            // Their beginning lies in this replica's file and log.
+            return Err(Status::unavailable("children of this shard have no snapshot file yet"));
+        }
+        if head.range.is_some_and(is_taken) {
+            return Err(Status::unavailable("another shard's replica here owns some of the keys"));
         }
         let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
         let snapshots = &self.seams.snapshots;

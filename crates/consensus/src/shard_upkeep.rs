@@ -1,13 +1,11 @@
-//! What the leader of a shard sees to by itself: that the catalog knows the shard's members, that a
-//! joint change is finished, that every member has something to begin with.
+//! What the leader of a shard sees to by itself: that a joint change is finished, that every member
+//! has something to begin with. That the catalog knows the members: `shard_index`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome};
 use anchorhold_model::{NodeId, ReplicaId, ShardId};
-use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 
 use crate::host::Host;
@@ -16,8 +14,6 @@ use crate::replica::Replica;
 
 /// How often the shards are looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Longest wait for the catalog to take a descriptor.
-const PUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a joint change may last before its leader takes whoever began it for dead.
 const JOINT_AFTER: Duration = Duration::from_secs(2);
 /// How long a member may be silent about its log before it gets a snapshot.
@@ -39,38 +35,10 @@ pub(crate) async fn keep(host: Host) {
             host.replicas().into_iter().filter(|replica| replica.is_leader()).collect();
         memory.joint.retain(|shard, _| led.iter().any(|one| one.shard_id() == *shard));
         memory.empty.retain(|(shard, _), _| led.iter().any(|one| one.shard_id() == *shard));
-        join_all(led.iter().map(|replica| push(&host, replica))).await;
         let now = host.parts().seams.clock.monotonic();
         for replica in led {
             memory.finish_joint(&replica, now).await;
             memory.seed_empty(&host, &replica, now);
-        }
-    }
-}
-
-/// Tells the catalog what the shard says about itself, if that is news.
-async fn push(host: &Host, replica: &Replica) {
-    let state = replica.state();
-    let known = {
-        let catalog = host.catalog();
-        let catalog = catalog.borrow();
-        if catalog.removed_shards.contains(&replica.shard_id()) {
-            return;
-        }
-        catalog.shards.get(&replica.shard_id()).map(|shard| shard.epoch)
-    };
-    if known.is_some_and(|known| state.descriptor.epoch <= known) {
-        return;
-    }
-    let descriptor = Box::new(state.descriptor.clone());
-    let command = CatalogCommand::UpdateShard { descriptor };
-    match host.propose_catalog(command, PUSH_TIMEOUT).await {
-        Ok(CatalogOutcome::Rejected(rejection)) => {
-            tracing::debug!(shard = %replica.shard_id(), %rejection, "the catalog knows better");
-        }
-        Ok(_) => {}
-        Err(error) => {
-            tracing::debug!(shard = %replica.shard_id(), %error, "the catalog does not know yet");
         }
     }
 }

@@ -145,7 +145,8 @@ impl SnapshotBuilder {
     /// Starts a cut at the applied position; `None` while another one is being copied.
     pub(crate) fn begin(shared: &Arc<MachineShared>) -> Option<Self> {
         let mut cut = shared.cut.lock();
-        if cut.is_some() {
+        // A newborn's beginning lies in this replica's file and log as they are.
+        if cut.is_some() || shared.births.is_parent(shared.shard_id) {
             return None;
         }
         let header = Header::clone(&shared.header.load());
@@ -210,7 +211,13 @@ fn write_file(shared: &MachineShared) -> io::Result<SnapshotFile> {
     copy_rows(shared, &mut writer)?;
     let file = writer.finish().map_err(keep_kind)?;
     shared.snapshots.retain_latest(shared.group).map_err(io::Error::other)?;
+    settle(shared).map_err(|error| shared.fail(&error))?;
     Ok(file)
+}
+
+/// The replica has a verified file: if a split made it, it does not need its parent any more.
+fn settle(shared: &MachineShared) -> Result<(), StateError> {
+    shared.births.settle(&*shared.state, shared.shard_id)
 }
 
 fn copy_rows(shared: &MachineShared, writer: &mut SnapshotWriter) -> io::Result<()> {
@@ -259,7 +266,7 @@ pub(crate) fn current(shared: &MachineShared) -> io::Result<Option<Snapshot>> {
     let latest = shared.snapshots.latest(shared.group).map_err(io::Error::other)?;
     match latest {
         Some(file) if file.header.position.is_some() => to_snapshot(file).map(Some),
-        Some(_) | None => Ok(None),
+        Some(_) | None => shared.births.of(shared.shard_id).map(|birth| birth.handle()).transpose(),
     }
 }
 
@@ -274,7 +281,10 @@ pub(crate) async fn install(
     let (done, loaded) = oneshot::channel();
     let worker = shared.clone();
     let work = shared.offload.spawn(Box::new(move || {
-        let result = take_over(&worker, file).and_then(|file| load(&worker, &file));
+        *worker.count.lock() = None;
+        let result = take_over(&worker, file)
+            .and_then(|file| load(&worker, &file))
+            .and_then(|header| settle(&worker).map(|()| header));
         let _ = worker
             .snapshots
             .retain_latest(worker.group)

@@ -80,6 +80,8 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             exit: Arc::new(Silent),
             cut: Mutex::new(None),
             wanted: Mutex::new(None),
+            count: Mutex::new(None),
+            births: Arc::default(),
             shard: ArcSwap::from_pointee(shard.clone()),
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),

@@ -41,17 +41,34 @@ pub(crate) async fn keep(host: Host) {
         for replica in replicas {
             let log_bytes = host.parts().seams.log.group_bytes(replica.group());
             replica.set_log_full(config.shard_log_bytes_max <= log_bytes);
-            let is_large = config.snapshot_log_bytes <= log_bytes;
-            if shrink(&replica, config.snapshot_entries, is_large, 0 < free).await {
+            let (births, shard) = (host.births(), replica.shard_id());
+            let wish = Wish {
+                entries: config.snapshot_entries,
+                is_large: config.snapshot_log_bytes <= log_bytes,
+                may_build: 0 < free && !births.is_parent(shard),
+            };
+            // A newborn's first file frees its parent, whose next one drops what is the child's.
+            let is_wanted = || births.of(shard).is_some() || births.take_renewal(shard);
+            if shrink(&replica, wish, is_wanted).await {
                 free -= 1;
             }
         }
     }
 }
 
-/// Starts a snapshot if the log has grown, or purges what one has made superfluous if the log is
-/// too large for what is usually kept. Returns whether a snapshot was started.
-async fn shrink(replica: &Replica, snapshot_entries: u64, is_large: bool, may_build: bool) -> bool {
+/// When a replica's log is to be made shorter.
+#[derive(Clone, Copy)]
+struct Wish {
+    /// Entries since the last snapshot.
+    entries: u64,
+    /// Whether the log is too large for what is usually kept.
+    is_large: bool,
+    may_build: bool,
+}
+
+/// Starts a snapshot if the log has grown or one is wanted anyway, or purges what one has made
+/// superfluous if the log is too large. Returns whether a snapshot was started.
+async fn shrink(replica: &Replica, wish: Wish, is_wanted: impl Fn() -> bool) -> bool {
     let metrics = replica.raft().metrics();
     let (applied, snapshot, purged) = {
         let metrics = metrics.borrow_watched();
@@ -62,14 +79,16 @@ async fn shrink(replica: &Replica, snapshot_entries: u64, is_large: bool, may_bu
             metrics.purged.as_ref().map_or(0, index),
         )
     };
-    if is_large && purged < snapshot {
+    if wish.is_large && purged < snapshot {
         // Who lags behind that gets the snapshot. Errors: the replica has stopped.
         drop(replica.raft().trigger().purge_log(snapshot).await);
         return false;
     }
-    let is_due = snapshot_entries <= applied.saturating_sub(snapshot)
-        || is_large && LARGE_ENTRIES_MIN <= applied.saturating_sub(snapshot);
-    is_due && may_build && replica.raft().trigger().snapshot().await.is_ok()
+    let since = applied.saturating_sub(snapshot);
+    let is_grown = wish.entries <= since || wish.is_large && LARGE_ENTRIES_MIN <= since;
+    wish.may_build
+        && (is_grown || is_wanted())
+        && replica.raft().trigger().snapshot().await.is_ok()
 }
 
 /// Returns whether the node may go on.

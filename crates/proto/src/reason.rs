@@ -142,6 +142,8 @@ reasons! {
         "A change of the shard's members is under way, or one was made meanwhile.";
     MoveImpossible = "MOVE_IMPOSSIBLE", FailedPrecondition, Change,
         "The shard's members are not so that this move can be made.";
+    SplitImpossible = "SPLIT_IMPOSSIBLE", FailedPrecondition, Change,
+        "The shard cannot be split at this key, or holds too little to be split at all.";
     ApiKeysFull = "API_KEYS_FULL", FailedPrecondition, Change,
         "The account has two keys. Revoke one, or rotate.";
     WrongRegion = "WRONG_REGION", FailedPrecondition, Change,

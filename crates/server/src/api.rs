@@ -263,6 +263,14 @@ impl Core {
                 counter!(name::REFUSED_TOTAL, "reason" => "disk_full").increment(1);
                 Failure::new(Reason::DiskFull, error.to_string())
             }
+            // Try again later, or not at all.
+            ShardError::NotSplit { is_early: true, .. } => {
+                Failure::new(Reason::ShardUnavailable, error.to_string())
+                    .retry_after(Duration::from_millis(500))
+            }
+            ShardError::NotSplit { is_early: false, .. } => {
+                Failure::new(Reason::SplitImpossible, error.to_string())
+            }
             // Try again with the same request id.
             ShardError::OutcomeUnknown => {
                 Failure::new(Reason::CommitUnknown, error.to_string()).retry_after(ELECTION_PAUSE)
@@ -335,6 +343,10 @@ pub fn refused(rejection: &Rejection) -> Failure {
             "the account is being laid out anew; nothing was written",
         )
         .retry_after(Duration::from_millis(200)),
+        // Name another key.
+        Rejection::InvalidSplit => {
+            Failure::new(Reason::SplitImpossible, "the shard cannot be split at this key")
+        }
         // Import into another account, or without a new layout.
         Rejection::NotEmpty { anchors } => Failure::new(
             Reason::AccountNotEmpty,

@@ -163,7 +163,7 @@ impl Core {
     }
 
     fn take_catalog(&self, catalog: &CatalogState) {
-        self.routes.set_catalog(catalog.shards.values().cloned());
+        self.routes.set_catalog(catalog.shards.values().cloned(), &catalog.removed_shards);
     }
 }
 

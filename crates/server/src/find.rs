@@ -331,6 +331,11 @@ fn size(write: &Write) -> usize {
             let properties = properties.map(|(key, value)| key.len() + value.len());
             FIXED + properties.sum::<usize>()
         }
-        Write::Delete { .. } | Write::Tick | Write::Retire | Write::Sweep { .. } => FIXED,
+        Write::Delete { .. }
+        | Write::Tick
+        | Write::Retire
+        | Write::Sweep { .. }
+        | Write::PrepareSplit { .. }
+        | Write::Split { .. } => FIXED,
     }
 }

@@ -22,6 +22,8 @@ use crate::telemetry::name;
 
 /// How long one try may take before another node is asked.
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one try of a split may take.
+const SPLIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a try looks whether the shard is led elsewhere by now.
 const LEADER_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// First pause between rounds, doubled up to [`PAUSE_MAX`].
@@ -67,11 +69,17 @@ impl Core {
                 Err(error) => error,
             };
             match &error {
-                ShardError::StaleEpoch { descriptor } => {
-                    self.routes.learn(ShardDescriptor::clone(descriptor));
+                ShardError::StaleEpoch { descriptors } => {
+                    if !self.routes.learn(descriptors.iter().cloned()) {
+                        // The node that refuses knows no more than this one: it is about to.
+                        tokio::time::sleep(PAUSE_MIN.min(deadline.remaining())).await;
+                    }
                     return Err(error);
                 }
-                ShardError::Busy | ShardError::DiskFull | ShardError::Misunderstood { .. } => {
+                ShardError::Busy
+                | ShardError::DiskFull
+                | ShardError::NotSplit { .. }
+                | ShardError::Misunderstood { .. } => {
                     return Err(if tries.unknown { ShardError::OutcomeUnknown } else { error });
                 }
                 ShardError::NotLeader { leader } => {
@@ -135,11 +143,15 @@ impl Core {
         request: ShardRequest,
         deadline: &Deadline,
     ) -> Result<ShardReply, ShardError> {
-        let timeout = deadline.remaining().min(TRY_TIMEOUT);
+        // A split counts rows first.
+        let is_long = matches!(request, ShardRequest::Split { .. });
+        let try_timeout = if is_long { SPLIT_TIMEOUT } else { TRY_TIMEOUT };
+        let timeout = deadline.remaining().min(try_timeout);
         let (is_write, needs_leader) = (request.is_write(), request.needs_leader());
         let kind = request.kind();
         let (shard_id, epoch) = (shard.shard_id, shard.epoch);
-        let call = ShardCall { shard: shard_id, epoch, budget_ms: millis(timeout), request };
+        let (budget_ms, range) = (millis(timeout), shard.range);
+        let call = ShardCall { shard: shard_id, epoch, range, budget_ms, request };
         if node == self.place.node {
             return self.serve(call, &self.deadline(timeout)).await;
         }

@@ -13,9 +13,10 @@
 pub mod contents;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use anchorhold_consensus::seams::BoxFuture;
 use anchorhold_consensus::{Listener, Offload, Replica};
 use anchorhold_geometry::Ecef;
 use anchorhold_localization::{ForestConfig, Neighbor, PositionError};
@@ -41,7 +42,13 @@ pub struct Indexes {
 pub struct ShardIndex {
     contents: Mutex<Contents>,
     reached: watch::Sender<Reached>,
+    /// Where the records are, to build the index again after a split.
+    source: OnceLock<Weak<dyn Source>>,
 }
+
+/// How long both sides of a split search what the shard had before they build their own: the
+/// handing over of the child comes first.
+const BUILD_AFTER_SPLIT: Duration = Duration::from_secs(1);
 
 /// How far an index has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,6 +117,9 @@ impl Listener for Indexes {
         for merge in merges {
             self.run_merge(&index, merge);
         }
+        if let Some(child) = &changes.child {
+            self.split(&index, &changes.shard, child);
+        }
     }
 
     fn replaced(&self, replica: &Arc<Replica>) {
@@ -135,23 +145,53 @@ impl Indexes {
     /// Starts to build a shard's index, in the place of an older one. Changes that are absorbed
     /// while the records are scanned are kept and win over what the scan saw.
     fn open(&self, shard: ShardId, source: Arc<dyn Source>) {
-        let state = source.state();
-        let reached =
-            Reached { ready: false, revision: state.revision, shard_time: state.shard_time };
-        let index = Arc::new(ShardIndex {
-            contents: Mutex::new(Contents::building(self.config)),
-            reached: watch::Sender::new(reached),
-        });
+        let born = self.shard(shard).filter(|index| index.source.get().is_none());
+        if let Some(index) = born {
+            // A split's child searches what its parent had until its own index is built.
+            self.build_later(index, source);
+            return;
+        }
+        let index =
+            Arc::new(ShardIndex::new(Contents::building(self.config), &source.state(), false));
+        // Set once, here: the index is new.
+        let _ = index.source.set(Arc::downgrade(&source));
         // Who waits for the older index learns that it is gone, and asks again.
         self.shards.write().insert(shard, Arc::clone(&index));
-        gauge!(name::INDEX_BUILDS).increment(1);
-        let config = self.config;
-        let work = move || {
-            index.build(&*source, config);
-            gauge!(name::INDEX_BUILDS).decrement(1);
-        };
         // The work runs whether or not its end is awaited.
-        drop(self.offload.spawn(Box::new(work)));
+        drop(build(&*self.offload, self.config, index, source));
+    }
+
+    /// Builds an index that can be searched meanwhile.
+    fn build_later(&self, index: Arc<ShardIndex>, source: Arc<dyn Source>) {
+        // Set once, here: an index that has a source is never given to this.
+        let _ = index.source.set(Arc::downgrade(&source));
+        let (offload, config) = (Arc::clone(&self.offload), self.config);
+        tokio::spawn(async move {
+            tokio::time::sleep(BUILD_AFTER_SPLIT).await;
+            build(&*offload, config, index, source).await;
+        });
+    }
+
+    /// Gives each side of a split an index of its own, which searches what the shard's had before
+    /// beside what changes from now on, until it is built from the records.
+    fn split(&self, index: &ShardIndex, parent: &ShardState, child: &ShardState) {
+        let inherited = index.contents.lock().inheritance();
+        // One that was not built itself has nothing to be searched yet.
+        let ready = index.reached.borrow().ready;
+        let heir = |state: &ShardState| {
+            let contents = Contents::inheriting(self.config, inherited.clone());
+            Arc::new(ShardIndex::new(contents, state, ready))
+        };
+        let (parent_index, child_index) = (heir(parent), heir(child));
+        {
+            let mut shards = self.shards.write();
+            shards.insert(parent.descriptor.shard_id, Arc::clone(&parent_index));
+            shards.insert(child.descriptor.shard_id, child_index);
+        }
+        // The child's comes with its replica, which is about to open.
+        if let Some(source) = index.source.get().and_then(Weak::upgrade) {
+            self.build_later(parent_index, source);
+        }
     }
 
     fn run_merge(&self, index: &Arc<ShardIndex>, merge: FrameMerge) {
@@ -178,7 +218,28 @@ impl Indexes {
     }
 }
 
+/// Builds an index from its records, off the async threads.
+fn build(
+    offload: &dyn Offload,
+    config: ForestConfig,
+    index: Arc<ShardIndex>,
+    source: Arc<dyn Source>,
+) -> BoxFuture<'static, ()> {
+    gauge!(name::INDEX_BUILDS).increment(1);
+    let work = move || {
+        index.build(&*source, config);
+        gauge!(name::INDEX_BUILDS).decrement(1);
+    };
+    offload.spawn(Box::new(work))
+}
+
 impl ShardIndex {
+    fn new(contents: Contents, state: &ShardState, ready: bool) -> Self {
+        let reached = Reached { ready, revision: state.revision, shard_time: state.shard_time };
+        let contents = Mutex::new(contents);
+        Self { contents, reached: watch::Sender::new(reached), source: OnceLock::new() }
+    }
+
     fn absorb(&self, changes: &Changes) -> Vec<FrameMerge> {
         let mut contents = self.contents.lock();
         let merges = contents.absorb(changes);
@@ -234,12 +295,14 @@ impl ShardIndex {
         distance_m_max: f64,
         filter: &mut dyn FnMut(AnchorId) -> bool,
     ) -> Result<Vec<Neighbor<AnchorId>>, PositionError> {
-        // A snapshot is a pointer per tree: the search itself holds no lock.
-        let snapshot = self.contents.lock().snapshot(frame);
-        match snapshot {
-            Some(snapshot) => snapshot.nearest(position, k, Some(distance_m_max), filter),
-            None => Ok(Vec::new()),
-        }
+        // A view is a pointer per tree: the search itself holds no lock.
+        let view = self.contents.lock().view(frame);
+        view.nearest(position, k, distance_m_max, filter)
+    }
+
+    /// Whether what is searched may show anchors that have expired since the shard was split.
+    pub fn is_inheriting(&self) -> bool {
+        self.contents.lock().is_building()
     }
 
     /// What a sweep may erase at a shard time, at most `rows_max` rows.

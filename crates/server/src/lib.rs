@@ -39,6 +39,7 @@ pub mod scheduler;
 pub mod scrub;
 pub mod seams_real;
 pub mod serve;
+pub mod split;
 pub mod survey;
 pub mod sweep;
 pub mod telemetry;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anchorhold_consensus::Trouble;
 use anchorhold_geometry::Ecef;
 use anchorhold_model::{
-    Anchor, AnchorId, Command, Epoch, KeyRange, NodeId, Outcome, ReplicaId, ReplicaRole,
+    Anchor, AnchorId, Command, Epoch, Key, KeyRange, NodeId, Outcome, ReplicaId, ReplicaRole,
     ShardDescriptor, ShardId, Space, Timestamp,
 };
 use bytes::Bytes;
@@ -88,6 +88,8 @@ pub struct ShardCall {
     pub shard: ShardId,
     /// Its epoch as the sender knows it.
     pub epoch: Epoch,
+    /// Its keys as the sender knows them.
+    pub range: KeyRange,
     /// Milliseconds that the sender will wait.
     pub budget_ms: u64,
     /// What is asked.
@@ -118,6 +120,13 @@ pub enum ShardRequest {
     List(ListQuery),
     /// The nearest anchors to a position.
     Nearest(NearestQuery),
+    /// Become two. Needs the leader.
+    Split {
+        /// The first key of the new shard; `None`: the median.
+        at: Option<Key>,
+        /// The new shard's id, reserved for a split of this shard at the call's epoch.
+        child: ShardId,
+    },
 }
 
 /// Visible anchors of a range, in id order.
@@ -212,7 +221,7 @@ pub enum ShardReply {
         /// In id order.
         anchors: Vec<Arc<Anchor>>,
         /// Where to go on; `None` if the ranges are exhausted.
-        next: Option<anchorhold_model::Key>,
+        next: Option<Key>,
         /// Who served.
         served: Served,
     },
@@ -222,6 +231,13 @@ pub enum ShardReply {
         anchors: Vec<(f64, Arc<Anchor>)>,
         /// Who served.
         served: Served,
+    },
+    /// The shard is two.
+    Split {
+        /// With what lies before the key.
+        parent: Box<ShardDescriptor>,
+        /// With the rest.
+        child: Box<ShardDescriptor>,
     },
 }
 
@@ -263,8 +279,16 @@ pub enum ShardError {
     /// The shard's bounds or members have changed; nothing was done.
     #[error("the shard has changed")]
     StaleEpoch {
-        /// The shard as it is.
-        descriptor: Box<ShardDescriptor>,
+        /// Every shard that owns a part of the routed range now, as far as the node knows.
+        descriptors: Vec<ShardDescriptor>,
+    },
+    /// The shard cannot be split, or not yet; nothing was done.
+    #[error("the shard cannot be split: {reason}")]
+    NotSplit {
+        /// Why.
+        reason: String,
+        /// Whether it may be possible later.
+        is_early: bool,
     },
     /// Too much is waiting; nothing was done.
     #[error("too many writes wait for the shard")]
@@ -369,20 +393,20 @@ impl ShardRequest {
     /// Whether only the leader can do this.
     pub fn needs_leader(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Tick { .. } => true,
+            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } => true,
             Self::Get { .. } | Self::List(_) | Self::Nearest(_) => false,
         }
     }
 
     /// Whether doing it changes anything.
     pub fn is_write(&self) -> bool {
-        matches!(self, Self::Write { .. })
+        matches!(self, Self::Write { .. } | Self::Split { .. })
     }
 
     /// How to read; `None` for writes.
     pub fn read(&self) -> Option<&Read> {
         match self {
-            Self::Write { .. } | Self::Tick { .. } => None,
+            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } => None,
             Self::Get { read, .. } => Some(read),
             Self::List(query) => Some(&query.read),
             Self::Nearest(query) => Some(&query.read),
@@ -397,6 +421,7 @@ impl ShardRequest {
             Self::Get { .. } => "get",
             Self::List(_) => "list",
             Self::Nearest(_) => "nearest",
+            Self::Split { .. } => "split",
         }
     }
 }
@@ -405,7 +430,7 @@ impl ShardReply {
     /// Who served; `None` for ticks.
     pub fn served(&self) -> Option<&Served> {
         match self {
-            Self::Ticked => None,
+            Self::Ticked | Self::Split { .. } => None,
             Self::Written { served, .. }
             | Self::Got { served, .. }
             | Self::Listed { served, .. }
@@ -472,6 +497,7 @@ mod tests {
         let call = NodeRequest::Shard(Box::new(ShardCall {
             shard: ShardId(7),
             epoch: Epoch { incarnation: 1, version: 2, conf_version: 3 },
+            range: KeyRange::FULL,
             budget_ms: 900,
             request: ShardRequest::Tick { due: Timestamp(5) },
         }));

@@ -4,7 +4,7 @@
 //! name in their refusals. Output are descriptors. Invariant: the routes of a table never overlap.
 //! Nothing here is trusted: a wrong route costs a refusal, never a wrong answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anchorhold_model::cover::RangeBounds;
@@ -16,7 +16,10 @@ use parking_lot::Mutex;
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     by_start: BTreeMap<Key, Arc<ShardDescriptor>>,
+    /// With all that they claim.
     by_id: BTreeMap<ShardId, Arc<ShardDescriptor>>,
+    /// Shards of which only a part is here.
+    clipped: BTreeSet<ShardId>,
 }
 
 /// The table, and who leads.
@@ -24,18 +27,27 @@ pub struct RouteTable {
 pub struct Routes {
     table: ArcSwap<RouteTable>,
     /// Descriptors that shards have named and the catalog does not know yet.
-    learned: Mutex<BTreeMap<ShardId, Arc<ShardDescriptor>>>,
+    learned: Mutex<Learned>,
     leaders: Mutex<BTreeMap<ShardId, NodeId>>,
     /// How near the anchors of a range can be: made once per range, asked with each query.
     bounds: Mutex<BTreeMap<(AccountNumber, KeyRange), Arc<RangeBounds>>>,
+}
+
+/// What shards have said.
+#[derive(Default)]
+struct Learned {
+    shards: BTreeMap<ShardId, Arc<ShardDescriptor>>,
+    /// Shards that are no more, whatever their replicas still say.
+    removed: BTreeSet<ShardId>,
 }
 
 /// Bounds that are kept; beyond it all are forgotten and made anew.
 const BOUNDS_MAX: usize = 16_384;
 
 impl RouteTable {
-    /// A table of shards. Of two that overlap the one with the higher epoch stays, of equal ones
-    /// the one with the higher id: a child is younger than its parent.
+    /// A table of shards. Of two that overlap the one with the higher epoch owns what both claim,
+    /// of equal ones the one with the higher id: a child is younger than its parent. What is left
+    /// of the other stays as its route: whoever is asked by it knows what the shard is now.
     pub fn new(shards: impl IntoIterator<Item = Arc<ShardDescriptor>>) -> Self {
         let mut shards: Vec<_> =
             shards.into_iter().filter(|shard| !shard.range.is_empty()).collect();
@@ -45,9 +57,36 @@ impl RouteTable {
             if table.overlapping(&shard.range).next().is_none() {
                 table.by_start.insert(shard.range.start, Arc::clone(&shard));
                 table.by_id.insert(shard.shard_id, shard);
+                continue;
+            }
+            for range in table.gaps(&shard.range) {
+                let part = Arc::new(ShardDescriptor { range, ..ShardDescriptor::clone(&shard) });
+                table.by_start.insert(range.start, part);
+                table.clipped.insert(shard.shard_id);
+                table.by_id.insert(shard.shard_id, Arc::clone(&shard));
             }
         }
         table
+    }
+
+    /// The parts of a range that no shard owns.
+    fn gaps(&self, range: &KeyRange) -> Vec<KeyRange> {
+        let mut gaps = Vec::new();
+        let mut start = Some(range.start);
+        for shard in self.overlapping(range) {
+            if let Some(start) = start.filter(|start| *start < shard.range.start) {
+                gaps.push(KeyRange { start, end: Some(shard.range.start) });
+            }
+            start = shard.range.end;
+        }
+        let rest = start.map(|start| KeyRange { start, end: range.end });
+        gaps.extend(rest.filter(|rest| !rest.is_empty()));
+        gaps
+    }
+
+    /// Whether only a part of what a shard claims is its route.
+    pub fn is_clipped(&self, shard: ShardId) -> bool {
+        self.clipped.contains(&shard)
     }
 
     /// The shard that owns a key.
@@ -84,9 +123,16 @@ impl Routes {
         self.table.load_full()
     }
 
-    /// Takes the catalog's shard index in.
-    pub fn set_catalog(&self, shards: impl IntoIterator<Item = ShardDescriptor>) {
+    /// Takes the catalog's shard index in, and the shards that are no more.
+    pub fn set_catalog(
+        &self,
+        shards: impl IntoIterator<Item = ShardDescriptor>,
+        removed: &BTreeSet<ShardId>,
+    ) {
         let mut learned = self.learned.lock();
+        learned.removed.clone_from(removed);
+        let learned = &mut learned.shards;
+        learned.retain(|id, _| !removed.contains(id));
         let mut all: BTreeMap<ShardId, Arc<ShardDescriptor>> =
             shards.into_iter().map(|shard| (shard.shard_id, Arc::new(shard))).collect();
         learned.retain(|id, shard| all.get(id).is_none_or(|known| known.epoch < shard.epoch));
@@ -94,18 +140,25 @@ impl Routes {
         self.table.store(Arc::new(RouteTable::new(all.into_values())));
     }
 
-    /// Takes in what a shard says about itself. True if that was news.
-    pub fn learn(&self, descriptor: ShardDescriptor) -> bool {
+    /// Takes in what shards say about themselves, in one step. True if any of that was news.
+    pub fn learn(&self, descriptors: impl IntoIterator<Item = ShardDescriptor>) -> bool {
         let mut learned = self.learned.lock();
         let table = self.table.load();
-        let id = descriptor.shard_id;
-        if table.of_id(id).is_some_and(|known| descriptor.epoch <= known.epoch) {
+        let is_news = |shard: &ShardDescriptor| {
+            !shard.range.is_empty()
+                && !learned.removed.contains(&shard.shard_id)
+                && table.of_id(shard.shard_id).is_none_or(|known| known.epoch < shard.epoch)
+        };
+        let news: Vec<_> = descriptors.into_iter().filter(is_news).map(Arc::new).collect();
+        if news.is_empty() {
             return false;
         }
-        let descriptor = Arc::new(descriptor);
-        learned.insert(id, Arc::clone(&descriptor));
-        let others = table.iter().filter(|known| known.shard_id != id).cloned();
-        self.table.store(Arc::new(RouteTable::new(others.chain([descriptor]))));
+        let mut all: BTreeMap<ShardId, Arc<ShardDescriptor>> = table.by_id.clone();
+        for shard in news {
+            learned.shards.insert(shard.shard_id, Arc::clone(&shard));
+            all.insert(shard.shard_id, shard);
+        }
+        self.table.store(Arc::new(RouteTable::new(all.into_values())));
         true
     }
 
@@ -157,7 +210,8 @@ mod tests {
     #[test]
     fn a_key_goes_to_the_shard_that_owns_it_and_a_gap_to_none() {
         let routes = Routes::default();
-        routes.set_catalog([shard(1, 10, Some(20), 1), shard(2, 20, Some(30), 1)]);
+        routes
+            .set_catalog([shard(1, 10, Some(20), 1), shard(2, 20, Some(30), 1)], &BTreeSet::new());
         let table = routes.table();
         let of = |key| table.of_key(Key(key)).map(|shard| shard.shard_id.0);
         assert_eq!(
@@ -184,20 +238,35 @@ mod tests {
     #[test]
     fn what_a_shard_says_wins_over_an_older_catalog_until_the_catalog_knows_it() {
         let routes = Routes::default();
-        routes.set_catalog([shard(1, 0, None, 1)]);
-        assert!(routes.learn(shard(1, 0, Some(50), 2)));
-        assert!(!routes.learn(shard(1, 0, Some(50), 2)));
+        routes.set_catalog([shard(1, 0, None, 1)], &BTreeSet::new());
+        assert!(routes.learn([shard(1, 0, Some(50), 2)]));
+        assert!(!routes.learn([shard(1, 0, Some(50), 2)]));
         assert!(routes.table().of_key(Key(60)).is_none());
-        routes.set_catalog([shard(1, 0, None, 1)]);
+        routes.set_catalog([shard(1, 0, None, 1)], &BTreeSet::new());
         assert!(routes.table().of_key(Key(60)).is_none());
-        routes.set_catalog([shard(1, 0, Some(50), 2), shard(2, 50, None, 1)]);
+        routes.set_catalog([shard(1, 0, Some(50), 2), shard(2, 50, None, 1)], &BTreeSet::new());
         assert_eq!(routes.table().of_key(Key(60)).unwrap().shard_id, ShardId(2));
     }
 
     #[test]
-    fn of_two_shards_that_overlap_the_later_epoch_stays() {
+    fn of_two_shards_that_overlap_the_later_epoch_owns_what_both_claim() {
         let table =
             RouteTable::new([shard(1, 0, None, 1), shard(2, 10, Some(20), 3)].map(Arc::new));
-        assert_eq!(ids(table.iter()), [2]);
+        assert_eq!(ids(table.iter()), [1, 2, 1]);
+        let of = |key| table.of_key(Key(key)).map(|shard| shard.shard_id.0);
+        assert_eq!([of(0), of(9), of(10), of(19), of(20)], [1, 1, 2, 2, 1].map(Some));
+        assert!(table.is_clipped(ShardId(1)) && !table.is_clipped(ShardId(2)));
+    }
+
+    #[test]
+    fn a_child_heard_of_before_its_parent_leaves_no_gap() {
+        let routes = Routes::default();
+        routes.set_catalog([shard(1, 0, None, 1)], &BTreeSet::new());
+        assert!(routes.learn([shard(2, 50, None, 2)]));
+        let of = |key| routes.table().of_key(Key(key)).map(|shard| shard.shard_id.0);
+        assert_eq!([of(0), of(49), of(50)], [1, 1, 2].map(Some));
+        assert!(routes.learn([shard(1, 0, Some(50), 2)]));
+        assert_eq!([of(49), of(50)], [1, 2].map(Some));
+        assert!(!routes.table().is_clipped(ShardId(1)));
     }
 }

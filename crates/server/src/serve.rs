@@ -14,10 +14,10 @@ pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 
 use std::sync::Arc;
 
-use anchorhold_consensus::{ProposeError, ReadError, Replica, Role};
+use anchorhold_consensus::{ProposeError, ReadError, Replica, Role, SplitDone, SplitError};
 use anchorhold_model::{
-    Command, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId, ShardState,
-    Timestamp, Write,
+    Command, Epoch, Key, KeyRange, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId,
+    ShardDescriptor, ShardId, ShardState, Timestamp, Write,
 };
 
 use crate::clock::Deadline;
@@ -37,34 +37,106 @@ impl Core {
         deadline: &Deadline,
     ) -> Result<ShardReply, ShardError> {
         let replica = self.host.replica(call.shard).ok_or(ShardError::NoReplica)?;
-        let descriptor = &replica.state().descriptor;
-        if !call.epoch.routes_to(descriptor.epoch) {
-            return Err(ShardError::StaleEpoch { descriptor: Box::new(descriptor.clone()) });
-        }
+        self.check_epoch(&replica, call.epoch, &call.range)?;
         self.load.count(call.shard, 1);
-        match call.request {
-            ShardRequest::Write { commands } => self.write(&replica, commands, deadline).await,
+        let (epoch, range) = (call.epoch, call.range);
+        let answer = match call.request {
+            ShardRequest::Write { commands } => {
+                return self.write(&replica, commands, epoch, &range, deadline).await;
+            }
+            ShardRequest::Split { at, child } => {
+                return self.split(&replica, epoch, at, child, deadline).await;
+            }
             ShardRequest::Tick { due } => self.tick(&replica, due, deadline).await,
             ShardRequest::Get { ids, read } => self.get(&replica, &ids, &read, deadline).await,
             ShardRequest::List(query) => self.list(&replica, &query, deadline).await,
             ShardRequest::Nearest(query) => self.nearest(&replica, &query, deadline).await,
+        }?;
+        // A replica that shrank while it looked has not seen all of the range.
+        self.check_epoch(&replica, epoch, &range)?;
+        Ok(answer)
+    }
+
+    /// Refuses what was routed by bounds that are not the replica's.
+    fn check_epoch(
+        &self,
+        replica: &Replica,
+        epoch: Epoch,
+        range: &KeyRange,
+    ) -> Result<(), ShardError> {
+        let current = replica.state().descriptor.epoch;
+        if epoch.routes_to(current) {
+            Ok(())
+        } else if (current.incarnation, current.version) < (epoch.incarnation, epoch.version) {
+            // The sender has heard of a change that this replica has yet to apply.
+            Err(ShardError::Behind)
+        } else {
+            Err(self.stale_epoch(range))
         }
+    }
+
+    /// The refusal of a stale route, with everything that replaces it.
+    fn stale_epoch(&self, range: &KeyRange) -> ShardError {
+        let here = self.host.replicas();
+        self.routes.learn(here.iter().map(|replica| replica.state().descriptor.clone()));
+        let table = self.routes.table();
+        let whole = table.overlapping(range).filter(|shard| !table.is_clipped(shard.shard_id));
+        let descriptors = whole.map(|shard| ShardDescriptor::clone(shard)).collect();
+        ShardError::StaleEpoch { descriptors }
     }
 
     async fn write(
         &self,
         replica: &Arc<Replica>,
         commands: Vec<Command>,
+        epoch: Epoch,
+        range: &KeyRange,
         deadline: &Deadline,
     ) -> Result<ShardReply, ShardError> {
-        let outcomes = replica.propose(commands, deadline.remaining()).await?;
-        for outcome in &outcomes {
-            if let Outcome::Rejected(Rejection::StaleEpoch { descriptor }) = outcome {
-                return Err(ShardError::StaleEpoch { descriptor: descriptor.clone() });
-            }
+        let outcomes = match replica.propose(commands, deadline.remaining()).await {
+            Ok(outcomes) => outcomes,
+            Err(ProposeError::StaleEpoch { .. }) => return Err(self.stale_epoch(range)),
+            Err(error) => return Err(error.into()),
+        };
+        let is_stale =
+            |outcome: &Outcome| matches!(outcome, Outcome::Rejected(Rejection::StaleEpoch { .. }));
+        if outcomes.iter().any(is_stale) {
+            return Err(self.stale_epoch(range));
         }
-        let served = self.served(replica, &replica.state(), None, Level::Linearizable);
+        let state = replica.state();
+        let mut served = self.served(replica, &state, None, Level::Linearizable);
+        if !epoch.routes_to(state.descriptor.epoch) {
+            // The shard was split since. What the session has seen is what was written, and that
+            // wherever it lies now: this side's later revisions say nothing of the other's.
+            let written = outcomes.iter().filter_map(revision_of).max();
+            (served.range, served.revision) = (*range, written.unwrap_or(0));
+        }
         Ok(ShardReply::Written { outcomes, served })
+    }
+
+    async fn split(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: Epoch,
+        at: Option<Key>,
+        child: ShardId,
+        deadline: &Deadline,
+    ) -> Result<ShardReply, ShardError> {
+        let range = replica.state().descriptor.range;
+        let split =
+            self.host.split(replica.shard_id(), epoch, at, child, deadline.remaining()).await;
+        let not_split = |reason, is_early| Err(ShardError::NotSplit { reason, is_early });
+        match split {
+            Ok(SplitDone { parent, child }) => {
+                Ok(ShardReply::Split { parent: Box::new(parent), child: Box::new(child) })
+            }
+            Err(SplitError::Propose(ProposeError::StaleEpoch { .. })) => {
+                Err(self.stale_epoch(&range))
+            }
+            Err(SplitError::Propose(error)) => Err(error.into()),
+            Err(error @ SplitError::NotReady { .. }) => not_split(error.to_string(), true),
+            Err(error) => not_split(error.to_string(), false),
+        }
     }
 
     /// Lets shard time pass `due` if this leader's wall clock has.
@@ -179,6 +251,19 @@ fn report_replica(replica: &Replica, load: u64) -> ReplicaReport {
     }
 }
 
+/// The revision that a write made.
+fn revision_of(outcome: &Outcome) -> Option<u64> {
+    match outcome {
+        Outcome::Written { version, .. } | Outcome::Deleted { version } => Some(version.revision),
+        Outcome::Ticked
+        | Outcome::Retired
+        | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. }
+        | Outcome::Rejected(_) => None,
+    }
+}
+
 /// The refusal of a replica that does not lead.
 pub fn not_leader(replica: &Replica) -> ShardError {
     let leader: Option<NodeId> = replica.leader().map(|leader| leader.node_id);
@@ -191,7 +276,9 @@ impl From<ProposeError> for ShardError {
             ProposeError::NotLeader { leader, .. } => {
                 Self::NotLeader { leader: leader.map(|leader| leader.node_id) }
             }
-            ProposeError::StaleEpoch { descriptor, .. } => Self::StaleEpoch { descriptor },
+            ProposeError::StaleEpoch { descriptor, .. } => {
+                Self::StaleEpoch { descriptors: vec![*descriptor] }
+            }
             ProposeError::Busy { .. } => Self::Busy,
             ProposeError::DiskFull { .. } => Self::DiskFull,
             // A replica that stopped may have proposed before.

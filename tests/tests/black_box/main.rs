@@ -21,3 +21,4 @@ mod oracle;
 mod pages;
 mod reads;
 mod returning;
+mod split;

@@ -20,10 +20,10 @@ use anchorhold_model::{Epoch, KeyRange, ReplicaId, ShardDescriptor, ShardId, Sha
 use anchorhold_storage::snapshot::SnapshotHeader;
 use anchorhold_storage::{Batch, DiskState, GroupId, LogWrite, StateError};
 
-use super::{CATALOG_GROUP, Host};
+use super::Host;
 use crate::Identity;
+use crate::birth::{self, group_of};
 use crate::card::Card;
-use crate::fence;
 use crate::keys;
 use crate::machine::{Header, damaged};
 use crate::replica::{NodeParts, Replica};
@@ -35,37 +35,7 @@ const FOUND_PREFERRED_AFTER: Duration = Duration::from_millis(150);
 /// Wait before any other voter founds it in its place.
 const FOUND_OTHERS_AFTER: Duration = Duration::from_secs(5);
 impl Host {
-    pub(super) async fn open_known_replicas(&self) -> Result<(), StateError> {
-        let parts = &self.inner.parts;
-        let snapshots = &parts.seams.snapshots;
-        for group in snapshots.groups().map_err(damaged)? {
-            if group == CATALOG_GROUP {
-                continue;
-            }
-            let card = Card::read(snapshots, group).unwrap_or_else(|error| {
-                // What the snapshot file names is still known, and founds nothing.
-                tracing::error!(shard = group.shard, %error, "a replica's card is damaged");
-                None
-            });
-            if card.is_some_and(|card| card.is_gone) {
-                self.erase(group, known_range(parts, group)?).await?;
-                continue;
-            }
-            let replica_id = match card {
-                Some(card) => Some(ReplicaId(card.replica_id)),
-                None => own_replica_id(parts, &self.inner.identity, group)?,
-            };
-            let Some(replica_id) = replica_id else {
-                tracing::warn!(shard = group.shard, "a snapshot file names no replica here");
-                continue;
-            };
-            fence::close_if_forgotten(&parts.seams.log, group).await?;
-            self.open(group, replica_id, card.is_some_and(|card| card.may_found)).await?;
-        }
-        Ok(())
-    }
-
-    async fn open(
+    pub(super) async fn open(
         &self,
         group: GroupId,
         replica_id: ReplicaId,
@@ -88,8 +58,11 @@ impl Host {
                 self.inner.parts.seams.exit.exit(&format!("a replica cannot be kept: {error}"));
                 return;
             }
-            if catalog.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = catalog.changed() => if changed.is_err() {
+                    return;
+                },
+                () = self.births().settled.notified() => {}
             }
         }
     }
@@ -113,7 +86,10 @@ impl Host {
             let Some(own) = here else { continue };
             let is_first = descriptor.epoch == Epoch::FIRST;
             if is_first && self.replica(descriptor.shard_id).is_none() {
-                self.found(descriptor, own.replica_id).await?;
+                let _opening = self.inner.opening.lock().await;
+                if self.may_begin(descriptor)? {
+                    self.found(descriptor, own.replica_id).await?;
+                }
             }
         }
         Ok(())
@@ -171,6 +147,12 @@ impl Host {
             let destroyed = self.destroy(&other, "another one takes its place").await;
             destroyed.map_err(|error| error.to_string())?;
         }
+        let _opening = self.inner.opening.lock().await;
+        match self.may_begin(descriptor) {
+            Ok(true) => {}
+            Ok(false) => return Err("a part of its keys is another's here, or it waits".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        }
         self.begin(descriptor, replica_id, false).await.map_err(|error| error.to_string())
     }
 
@@ -210,6 +192,9 @@ impl Host {
         if !self.card_of(&replica).is_left_out_by(group, descriptor) {
             return Err(format!("{} is not proven to be gone", replica.replica_id()));
         }
+        if self.births().is_parent(replica.shard_id()) {
+            return Err("children of its split have no snapshot files yet".to_owned());
+        }
         let destroyed = self.destroy(&replica, "its shard has removed it").await;
         destroyed.map_err(|error| error.to_string())
     }
@@ -248,25 +233,40 @@ impl Host {
     /// Removes a replica for good.
     async fn destroy(&self, replica: &Arc<Replica>, why: &str) -> Result<(), StateError> {
         let (shard, group) = (replica.shard_id(), replica.group());
+        if self.births().is_parent(shard) {
+            tracing::info!(%shard, "stays until the children of its split have snapshot files");
+            return Ok(());
+        }
         tracing::info!(%shard, replica = %replica.replica_id(), "removing a replica: {why}");
         let card = Card { is_gone: true, ..self.card_of(replica) };
         card.write(&self.inner.parts.seams.snapshots, group)?;
-        self.inner.replicas.write().remove(&shard);
+        let range = replica.state().descriptor.range;
+        {
+            let _opening = self.inner.opening.lock().await;
+            self.inner.clearing.lock().insert(shard, range);
+            self.inner.replicas.write().remove(&shard);
+            self.births().forget(shard);
+        }
         replica.stop(why).await;
         self.inner.parts.listener.removed(shard);
-        self.erase(group, replica.state().descriptor.range).await
+        self.erase(group, range).await?;
+        self.inner.clearing.lock().remove(&shard);
+        self.births().changed.notify_one();
+        Ok(())
     }
 
     /// Removes what is left of a replica. Its file goes last: until then a restart does this again.
-    async fn erase(&self, group: GroupId, range: KeyRange) -> Result<(), StateError> {
-        self.clear_rows(ShardId(group.shard), range).await?;
-        let (done, waiting) = tokio::sync::oneshot::channel();
-        let write = LogWrite::Drop { group };
-        self.inner.parts.seams.log.submit(write, Box::new(move |result| drop(done.send(result))));
-        if let Ok(Err(error)) = waiting.await {
-            return Err(damaged(error));
+    pub(super) async fn erase(&self, group: GroupId, range: KeyRange) -> Result<(), StateError> {
+        let seams = &self.inner.parts.seams;
+        if seams.snapshots.latest(group).map_err(damaged)?.is_none() {
+            // A newborn: its rows register it, and so they go after its log.
+            birth::write(&seams.log, LogWrite::Drop { group }).await?;
         }
-        self.inner.parts.seams.snapshots.remove_group(group).map_err(damaged)?;
+        self.clear_rows(ShardId(group.shard), range).await?;
+        if seams.log.group(group).is_some() {
+            birth::write(&seams.log, LogWrite::Drop { group }).await?;
+        }
+        seams.snapshots.remove_group(group).map_err(damaged)?;
         Ok(())
     }
 
@@ -280,7 +280,8 @@ impl Host {
             state.checkpoint()?;
             let (start, end) = keys::records(range);
             let rows = state.clear(&start[..]..&end[..])?;
-            let marks = vec![(keys::header(shard), None), (keys::installing(shard), None)];
+            let own = [keys::header(shard), keys::installing(shard), keys::birth(shard)];
+            let marks = own.into_iter().map(|key| (key, None)).collect();
             state.commit(Batch { rows: marks })?;
             state.checkpoint()?;
             Ok(rows)
@@ -293,13 +294,8 @@ impl Host {
     }
 }
 
-/// The group that a descriptor is of.
-fn group_of(descriptor: &ShardDescriptor) -> GroupId {
-    GroupId { shard: descriptor.shard_id.0, incarnation: descriptor.epoch.incarnation }
-}
-
 /// The keys that a replica which is not open owned last: as its rows say, else its file.
-fn known_range(parts: &NodeParts, group: GroupId) -> Result<KeyRange, StateError> {
+pub(super) fn known_range(parts: &NodeParts, group: GroupId) -> Result<KeyRange, StateError> {
     let stored = parts.seams.state.get(&keys::header(ShardId(group.shard)))?;
     let stored = stored.and_then(|row| wire::decode::<Header>("a header row", &row).ok());
     if let Some(shard) = stored.and_then(|header| header.shard) {
@@ -327,7 +323,7 @@ async fn found_if_nobody_did(replica: Arc<Replica>) {
 }
 
 /// The replica of this node that a group's snapshot file names.
-fn own_replica_id(
+pub(super) fn own_replica_id(
     parts: &NodeParts,
     identity: &Identity,
     group: GroupId,

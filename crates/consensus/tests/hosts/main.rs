@@ -14,4 +14,5 @@ mod fitness;
 mod members;
 mod power;
 mod reads;
+mod split;
 mod writes;

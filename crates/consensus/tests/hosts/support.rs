@@ -77,7 +77,7 @@ impl Offload for Inline {
 
 /// Remembers that the node wanted to end.
 #[derive(Default)]
-pub(crate) struct Ended(AtomicBool);
+pub(crate) struct Ended(pub(crate) AtomicBool);
 
 impl Exit for Ended {
     fn exit(&self, reason: &str) {

@@ -412,10 +412,10 @@ proptest! {
         // An operation of its own, so that no command of the logs is taken for it.
         let start = shard.state.shard_time.0;
         let first = shard.run(start, 1000, write.clone());
-        let version = match &first {
-            Outcome::Written { version, .. } | Outcome::Deleted { version } => *version,
-            _ => return Ok(()),
+        let (Outcome::Written { version, .. } | Outcome::Deleted { version }) = &first else {
+            return Ok(());
         };
+        let version = *version;
         for entry in &between {
             // Whatever happens within the time for which operations are kept.
             let time = Timestamp((start + entry.stamp.time.0).min(start + OPERATION_KEEP_MS - 1));
@@ -427,12 +427,12 @@ proptest! {
         }
         let before_retry = shard.clone();
         let retried = shard.run(start, 1000, write);
-        match retried {
-            Outcome::Written { version: again, .. } | Outcome::Deleted { version: again } => {
-                prop_assert_eq!(again, version);
-            }
-            other => prop_assert!(false, "{other:?} after {first:?}"),
-        }
+        let (Outcome::Written { version: again, .. } | Outcome::Deleted { version: again }) =
+            &retried
+        else {
+            return Err(TestCaseError::fail(format!("{retried:?} after {first:?}")));
+        };
+        prop_assert_eq!(*again, version);
         prop_assert_eq!(shard, before_retry);
     }
 }

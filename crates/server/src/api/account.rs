@@ -315,7 +315,8 @@ async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<(), Failure> {
         ShardReply::Ticked
         | ShardReply::Got { .. }
         | ShardReply::Listed { .. }
-        | ShardReply::Found { .. } => Err(unexpected()),
+        | ShardReply::Found { .. }
+        | ShardReply::Split { .. } => Err(unexpected()),
     }
 }
 

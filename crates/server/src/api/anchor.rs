@@ -197,9 +197,12 @@ fn created(id: Key, outcome: Result<Outcome, Failure>) -> Result<v1::Anchor, Fai
             ..v1::Anchor::default()
         }),
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
-        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
-            Err(lost())
-        }
+        Outcome::Deleted { .. }
+        | Outcome::Ticked
+        | Outcome::Retired
+        | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. } => Err(lost()),
     }
 }
 
@@ -256,7 +259,12 @@ async fn update(
     let anchor = match outcome {
         Outcome::Written { anchor, .. } => anchor.map(|anchor| anchor_to_wire(&anchor)),
         Outcome::Rejected(rejection) => return Err(refused(&rejection)),
-        Outcome::Deleted { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
+        Outcome::Deleted { .. }
+        | Outcome::Ticked
+        | Outcome::Retired
+        | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. } => {
             return Err(lost());
         }
     };
@@ -283,9 +291,12 @@ async fn delete(
             session_token: session_token(&contributions),
         }),
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
-        Outcome::Written { .. } | Outcome::Ticked | Outcome::Retired | Outcome::Swept { .. } => {
-            Err(lost())
-        }
+        Outcome::Written { .. }
+        | Outcome::Ticked
+        | Outcome::Retired
+        | Outcome::Swept { .. }
+        | Outcome::SplitPrepared
+        | Outcome::Split { .. } => Err(lost()),
     }
 }
 

@@ -9,7 +9,7 @@ use anchorhold_model::{AccountNumber, Key, KeyRange, NodeId, ShardId};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::cluster_service_server::ClusterService;
 use anchorhold_proto::convert::{
-    duration_to_wire, epoch_to_wire, range_to_wire, role_to_wire, time_to_wire,
+    duration_to_wire, epoch_to_wire, key_from_wire, range_to_wire, role_to_wire, time_to_wire,
 };
 use anchorhold_proto::limits::page_size;
 use anchorhold_proto::text::uuid_text;
@@ -94,6 +94,17 @@ impl ClusterService for Cluster {
         self.door
             .call("ListShards", Audience::Operators, request, |call, request| async move {
                 list_shards(&call.core.survey().await, &request)
+            })
+            .await
+    }
+
+    async fn split_shard(
+        &self,
+        request: Request<wire::SplitShardRequest>,
+    ) -> Result<Response<wire::SplitShardResponse>, Status> {
+        self.door
+            .call("SplitShard", Audience::Operators, request, |call, request| async move {
+                split_shard(&call, &request).await
             })
             .await
     }
@@ -257,6 +268,24 @@ async fn release_ballast(
     };
     let bytes_released = released.map_err(|reason| no_answer(&reason))?;
     Ok(wire::ReleaseBallastResponse { bytes_released })
+}
+
+async fn split_shard(
+    call: &Call,
+    request: &wire::SplitShardRequest,
+) -> Result<wire::SplitShardResponse, Failure> {
+    let at = match request.at.is_empty() {
+        true => None,
+        false => Some(key_from_wire(&request.at).map_err(|error| error.within("at"))?),
+    };
+    let shard = ShardId(request.shard_id);
+    let version = (request.version != 0).then_some(request.version);
+    let done = call.core.split_shard(shard, version, at, &call.deadline).await?;
+    Ok(wire::SplitShardResponse {
+        shard_id: done.parent.shard_id.0,
+        new_shard_id: done.child.shard_id.0,
+        at: done.child.range.start.to_bytes().to_vec().into(),
+    })
 }
 
 /// What the catalog says of a node's life, corrected by whether it answers now.

@@ -5,10 +5,11 @@
 //! of their time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use anchorhold_geometry::Ecef;
 use anchorhold_localization::{
-    ForestConfig, MergeJob, MergedTree, PositionIndex, PositionSnapshot,
+    ForestConfig, MergeJob, MergedTree, Neighbor, PositionError, PositionIndex, PositionSnapshot,
 };
 use anchorhold_model::{Anchor, AnchorId, Changes, Key, OperationId, RequestId, Timestamp};
 use anchorhold_storage::StateError;
@@ -23,6 +24,50 @@ pub struct Contents {
     operations: VecDeque<KeptOperation>,
     /// Changes met while the records are scanned; `None` once built.
     pending: Option<BTreeMap<AnchorId, Option<Place>>>,
+    /// What is searched beside `pending` until this index is built; of the shard before its split.
+    inherited: Inheritance,
+}
+
+/// What a shard's index had at its split, both sides' anchors.
+pub type Inheritance = Arc<BTreeMap<Frame, PositionSnapshot<AnchorId>>>;
+
+/// What can be found in one frame at one moment.
+pub struct View {
+    snapshot: Option<PositionSnapshot<AnchorId>>,
+    /// Anchors that the snapshot is wrong about, and where they are now.
+    changed: BTreeMap<AnchorId, Option<Ecef>>,
+}
+
+impl View {
+    /// The nearest anchors that pass, nearest first, ties by id.
+    ///
+    /// # Errors
+    /// [`PositionError`] if the position or the distance is none.
+    pub fn nearest(
+        &self,
+        position: Ecef,
+        k: usize,
+        distance_m_max: f64,
+        filter: &mut dyn FnMut(AnchorId) -> bool,
+    ) -> Result<Vec<Neighbor<AnchorId>>, PositionError> {
+        let mut found = match &self.snapshot {
+            Some(snapshot) => {
+                let mut unchanged = |id| !self.changed.contains_key(&id) && filter(id);
+                snapshot.nearest(position, k, Some(distance_m_max), &mut unchanged)?
+            }
+            None => Vec::new(),
+        };
+        if self.changed.is_empty() {
+            return Ok(found);
+        }
+        let moved = self.changed.iter().filter_map(|(id, at)| Some((*id, (*at)?)));
+        let moved = moved.map(|(item, at)| Neighbor { item, distance_m: at.distance_m(position) });
+        let moved = moved.filter(|moved| moved.distance_m <= distance_m_max);
+        found.extend(moved.filter(|moved| filter(moved.item)));
+        found.sort_by(|a, b| a.distance_m.total_cmp(&b.distance_m).then(a.item.cmp(&b.item)));
+        found.truncate(k);
+        Ok(found)
+    }
 }
 
 /// A merge of one forest's trees, to run off the lock.
@@ -93,7 +138,49 @@ impl Contents {
             expiries: Expiries::default(),
             operations: VecDeque::new(),
             pending: Some(BTreeMap::new()),
+            inherited: Inheritance::default(),
         }
+    }
+
+    /// An index whose records are still to be scanned, and that searches what the shard had before
+    /// its split until then.
+    pub fn inheriting(config: ForestConfig, inherited: Inheritance) -> Self {
+        Self { inherited, ..Self::building(config) }
+    }
+
+    /// Whether the records are still to be scanned.
+    pub fn is_building(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// What can be searched now, for the sides of a split. If this index is itself not built yet,
+    /// what changed meanwhile is put on top of what it inherited.
+    pub fn inheritance(&self) -> Inheritance {
+        let Some(pending) = &self.pending else {
+            let forests = self.forests.iter();
+            return Arc::new(forests.map(|(frame, forest)| (*frame, forest.snapshot())).collect());
+        };
+        if pending.is_empty() {
+            return Arc::clone(&self.inherited);
+        }
+        let mut points: BTreeMap<Frame, BTreeMap<AnchorId, Ecef>> = BTreeMap::new();
+        for (frame, snapshot) in self.inherited.iter() {
+            points.entry(*frame).or_default().extend(snapshot.iter());
+        }
+        for (id, place) in pending {
+            let Some(frame) = Frame::of(*id) else { continue };
+            let points = points.entry(frame).or_default();
+            match place {
+                Some(place) => points.insert(*id, place.position),
+                None => points.remove(id),
+            };
+        }
+        let forest = |(frame, points): (Frame, BTreeMap<AnchorId, Ecef>)| {
+            // Positions are checked before they are stored.
+            let forest = PositionIndex::from_points(self.config, points.into_iter().collect());
+            forest.ok().map(|forest| (frame, forest.snapshot()))
+        };
+        Arc::new(points.into_iter().filter_map(forest).collect())
     }
 
     /// Takes in what one entry changed. Returns the merges that the forests now need.
@@ -129,6 +216,7 @@ impl Contents {
             self.set(id, place, shard_time);
         }
         self.hide_expired(shard_time);
+        self.inherited = Inheritance::default();
     }
 
     /// Puts a merged tree in. Returns the next merge of that forest.
@@ -137,9 +225,15 @@ impl Contents {
         self.next_merge(frame)
     }
 
-    /// What a frame's forest holds now.
-    pub fn snapshot(&self, frame: Frame) -> Option<PositionSnapshot<AnchorId>> {
-        self.forests.get(&frame).map(PositionIndex::snapshot)
+    /// What can be found in a frame now.
+    pub fn view(&self, frame: Frame) -> View {
+        let Some(pending) = &self.pending else {
+            let snapshot = self.forests.get(&frame).map(PositionIndex::snapshot);
+            return View { snapshot, changed: BTreeMap::new() };
+        };
+        let changed = pending.iter().filter(|(id, _)| Frame::of(**id) == Some(frame));
+        let changed = changed.map(|(id, place)| (*id, place.map(|place| place.position)));
+        View { snapshot: self.inherited.get(&frame).cloned(), changed: changed.collect() }
     }
 
     /// Points in all forests.

@@ -113,6 +113,7 @@ impl Bench {
             anchors: anchors.iter().cloned().collect(),
             operations: BTreeMap::new(),
             shard: self.state.clone(),
+            child: None,
         };
         self.indexes.applied(SHARD, &changes);
     }
@@ -201,7 +202,9 @@ fn dedup_entries_that_a_sweep_erased_are_not_swept_again() {
         let operations = operations.into_iter().map(|(item, kept)| ((id, operation(item)), kept));
         let operations = operations.collect();
         let shard = bench.state.clone();
-        bench.indexes.applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard });
+        bench
+            .indexes
+            .applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard, child: None });
     };
     with(&mut bench, (0..5).map(|item| (item, Some(record(10)))).collect());
     with(&mut bench, vec![(3, None), (1, None)]);
@@ -257,4 +260,80 @@ async fn a_query_waits_until_the_index_has_seen_its_view() {
     bench.apply(5, &[]);
     assert!(index.reach(1, Timestamp(5), soon).await);
     assert!(!index.reach(1, Timestamp(6), soon).await);
+}
+
+#[tokio::test]
+async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_index_is_built() {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut stored: BTreeMap<AnchorId, Arc<Anchor>> = BTreeMap::new();
+    for item in 0..300 {
+        let anchor = anchor(item, random.random_range(-80.0..80.0), None);
+        stored.insert(anchor.id, anchor);
+    }
+    let mut bench = Bench::new();
+    let whole: Arc<dyn Source> = Arc::new(Stored {
+        state: bench.state.clone(),
+        anchors: stored.values().cloned().collect(),
+        operations: Vec::new(),
+    });
+    bench.indexes.open(SHARD, Arc::clone(&whole));
+    bench.run_work();
+    let at = stored.keys().nth(150).unwrap().key();
+    let (parent, child) = bench.state.descriptor.split(at, ShardId(6));
+    let child_state = ShardState { descriptor: child.clone(), ..bench.state.clone() };
+    bench.state.descriptor = parent.clone();
+    bench.indexes.applied(
+        SHARD,
+        &Changes {
+            anchors: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            shard: bench.state.clone(),
+            child: Some(Box::new(child_state.clone())),
+        },
+    );
+    // Some move, some go, on either side.
+    for item in (0..300).step_by(7) {
+        let moved = anchor(item, random.random_range(-80.0..80.0), None);
+        let (shard, state) = match child.range.contains_id(moved.id) {
+            true => (ShardId(6), child_state.clone()),
+            false => (SHARD, bench.state.clone()),
+        };
+        let change = (item % 2 == 0).then(|| Arc::clone(&moved));
+        match &change {
+            Some(moved) => stored.insert(moved.id, Arc::clone(moved)),
+            None => stored.remove(&moved.id),
+        };
+        let (anchors, operations) = ([(moved.id, change)].into(), BTreeMap::new());
+        let changes = Changes { anchors, operations, shard: state, child: None };
+        bench.indexes.applied(shard, &changes);
+    }
+    let check = |bench: &Bench, when: &str| {
+        for (shard, range) in [(SHARD, parent.range), (ShardId(6), child.range)] {
+            let index = bench.indexes.shard(shard).unwrap();
+            assert!(index.reached.borrow().ready, "{when}: {shard} cannot be searched");
+            let equator = GeoPoint::new(0.0, 11.0, 0.0).unwrap().to_ecef();
+            let mut is_own = |id: AnchorId| range.contains_id(id);
+            let found = index.nearest(EARTH, equator, 40, f64::INFINITY, &mut is_own).unwrap();
+            let own = stored.values().filter(|anchor| range.contains_id(anchor.id));
+            let mut expected: Vec<_> =
+                own.map(|anchor| (anchor.pose.position().distance_m(equator), anchor.id)).collect();
+            expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            let found: Vec<_> = found.into_iter().map(|neighbor| neighbor.item).collect();
+            let expected: Vec<_> = expected.into_iter().map(|(_, id)| id).take(40).collect();
+            assert_eq!(found, expected, "{when}, {shard}");
+        }
+    };
+    check(&bench, "inherited");
+    // Each builds its own from its records.
+    for (shard, state) in [(SHARD, bench.state.clone()), (ShardId(6), child_state)] {
+        let range = state.descriptor.range;
+        let own = stored.values().filter(|anchor| range.contains_id(anchor.id));
+        let anchors = own.cloned().collect();
+        let source = Stored { state, anchors, operations: Vec::new() };
+        let index = bench.indexes.shard(shard).unwrap();
+        assert!(index.is_inheriting());
+        index.build(&source, bench.indexes.config);
+        assert!(!index.is_inheriting());
+    }
+    check(&bench, "built");
 }

@@ -203,7 +203,8 @@ impl Core {
         if replica.is_leader() {
             let epoch = replica.state().descriptor.epoch;
             let budget_ms = millis(deadline.remaining());
-            let call = ShardCall { shard: replica.shard_id(), epoch, budget_ms, request };
+            let (shard, range) = (replica.shard_id(), replica.state().descriptor.range);
+            let call = ShardCall { shard, epoch, range, budget_ms, request };
             return Box::pin(self.serve(call, deadline)).await.map(|_| ());
         }
         let descriptor = Arc::new(replica.state().descriptor.clone());
@@ -236,15 +237,19 @@ fn search(
     let frame = Frame { account: query.keys.start.account(), space: query.space };
     let mut loaded = BTreeMap::new();
     let mut failure = None;
+    // The index that a split's sides share for a moment does not hide what expires meanwhile.
+    let looks_at_all = index.is_inheriting();
+    let shard_time = sight.shard_time;
     let neighbors = index
         .nearest(frame, query.position, query.k, query.distance_m_max, &mut |id| {
             if !query.keys.contains_id(id) {
                 return false;
             }
-            if query.filter.is_empty() {
+            if query.filter.is_empty() && !looks_at_all {
                 return true;
             }
-            match passing(replica, id, &query.filter) {
+            let found = passing(replica, id, &query.filter);
+            match found.map(|found| found.filter(|anchor| anchor.is_visible(shard_time))) {
                 Ok(Some(anchor)) => loaded.insert(id, anchor).is_none(),
                 Ok(None) => false,
                 Err(error) => {

@@ -1,0 +1,219 @@
+//! Which replicas may be open at once, and when those that must wait are opened.
+
+use anchorhold_model::{KeyRange, ReplicaId, ShardDescriptor, ShardId};
+use anchorhold_storage::{Batch, GroupId, StateError};
+
+use super::replicas::{known_range, own_replica_id};
+use super::{CATALOG_GROUP, Host};
+use crate::birth::{self, Birth};
+use crate::card::Card;
+use crate::fence;
+use crate::keys;
+use crate::machine::damaged;
+use crate::replica::Standing;
+
+impl Host {
+    /// Whether a replica on this node other than the shard's own owns a part of a range: one that is
+    /// open, one that is being removed, or a newborn that is about to open.
+    pub(crate) fn is_taken(&self, shard: ShardId, range: &KeyRange) -> bool {
+        if self.inner.clearing.lock().values().any(|gone| gone.overlaps(range)) {
+            return true;
+        }
+        let mut newborns = self.births().all();
+        newborns.retain(|birth| birth.child.shard_id != shard);
+        let replicas = self.inner.replicas.read();
+        let mut others = replicas.iter().filter(|(id, _)| **id != shard);
+        others.any(|(_, replica)| replica.state().descriptor.range.overlaps(range))
+            || newborns.iter().any(|birth| {
+                !replicas.contains_key(&birth.child.shard_id)
+                    && self.range_of(birth).overlaps(range)
+            })
+    }
+
+    /// What a newborn that is not open owns: it may have split itself.
+    fn range_of(&self, birth: &Birth) -> KeyRange {
+        let standing = Standing::read(&self.inner.parts, birth::group_of(&birth.child));
+        let range = standing.ok().and_then(|found| found.descriptor().map(|shard| shard.range));
+        range.unwrap_or(birth.child.range)
+    }
+
+    pub(super) async fn open_known_replicas(&self) -> Result<(), StateError> {
+        let parts = &self.inner.parts;
+        let _opening = self.inner.opening.lock().await;
+        let mut found = Vec::new();
+        for group in parts.seams.snapshots.groups().map_err(damaged)? {
+            if group == CATALOG_GROUP {
+                continue;
+            }
+            let card = self.known_card(group);
+            if card.is_some_and(|card| card.is_gone) {
+                self.erase(group, known_range(parts, group)?).await?;
+                continue;
+            }
+            // Its file is there already: the node ended before it could note that.
+            self.settle_if_filed(group)?;
+            let standing = Standing::read(parts, group)?;
+            match standing.descriptor() {
+                Some(descriptor) => found.push((descriptor.epoch.version, group, descriptor.range)),
+                None => tracing::warn!(shard = group.shard, "a snapshot file describes no shard"),
+            }
+        }
+        // A parent that stands before its split comes before the children that it still contains.
+        found.sort_by_key(|(version, group, _)| (*version, *group));
+        for (_, group, range) in found {
+            if self.is_taken(ShardId(group.shard), &range) {
+                tracing::info!(shard = group.shard, "waits until its parent has split again");
+                self.inner.waiting.lock().insert(group);
+            } else {
+                self.open_filed(group).await?;
+            }
+        }
+        self.births().changed.notify_one();
+        Ok(())
+    }
+
+    /// A group's card, as far as it can be read.
+    fn known_card(&self, group: GroupId) -> Option<Card> {
+        Card::read(&self.inner.parts.seams.snapshots, group).unwrap_or_else(|error| {
+            // What the snapshot file names is still known, and founds nothing.
+            tracing::error!(shard = group.shard, %error, "a replica's card is damaged");
+            None
+        })
+    }
+
+    fn settle_if_filed(&self, group: GroupId) -> Result<(), StateError> {
+        let seams = &self.inner.parts.seams;
+        let latest = seams.snapshots.latest(group).map_err(damaged)?;
+        match latest.filter(|file| file.header.position.is_some()) {
+            Some(_) => self.births().settle(&*seams.state, ShardId(group.shard)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens a replica that has a snapshot file.
+    async fn open_filed(&self, group: GroupId) -> Result<(), StateError> {
+        let parts = &self.inner.parts;
+        let card = self.known_card(group);
+        let replica_id = match card {
+            Some(card) => Some(ReplicaId(card.replica_id)),
+            None => own_replica_id(parts, &self.inner.identity, group)?,
+        };
+        let Some(replica_id) = replica_id else {
+            tracing::warn!(shard = group.shard, "a snapshot file names no replica here");
+            return Ok(());
+        };
+        fence::close_if_forgotten(&parts.seams.log, group).await?;
+        self.open(group, replica_id, card.is_some_and(|card| card.may_found)).await
+    }
+
+    /// Opens newborns, and replicas that had to wait for a part of their range.
+    pub(super) async fn open_forever(self) {
+        loop {
+            self.births().changed.notified().await;
+            if let Err(error) = self.open_free().await {
+                self.inner.parts.seams.exit.exit(&format!("a replica cannot be opened: {error}"));
+                return;
+            }
+            // The catalog may have named replicas that had to wait too.
+            self.births().settled.notify_one();
+        }
+    }
+
+    async fn open_free(&self) -> Result<(), StateError> {
+        let _opening = self.inner.opening.lock().await;
+        for birth in self.births().all() {
+            let child = &birth.child;
+            if self.replica(child.shard_id).is_none()
+                && !self.is_taken(child.shard_id, &self.range_of(&birth))
+            {
+                self.open_newborn(&birth).await?;
+            }
+        }
+        let waiting: Vec<GroupId> = self.inner.waiting.lock().iter().copied().collect();
+        for group in waiting {
+            let shard = ShardId(group.shard);
+            let standing = Standing::read(&self.inner.parts, group)?;
+            let range = standing.descriptor().map(|descriptor| descriptor.range);
+            let is_free = range.is_none_or(|range| !self.is_taken(shard, &range));
+            if self.replica(shard).is_none() && is_free {
+                self.open_filed(group).await?;
+            }
+            if self.replica(shard).is_some() || is_free {
+                self.inner.waiting.lock().remove(&group);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what a split made: with its own log and file, if it had them before, else with those
+    /// that it is born with.
+    async fn open_newborn(&self, birth: &Birth) -> Result<(), StateError> {
+        let parts = &self.inner.parts;
+        let (shard, group) = (birth.child.shard_id, birth::group_of(&birth.child));
+        let Some(own) = birth.child.replica_on(self.inner.identity.node_id) else {
+            tracing::warn!(?shard, "a split's child has no replica for this node");
+            self.births().forget(shard);
+            return Ok(());
+        };
+        let card = Card {
+            replica_id: own.replica_id.0,
+            made_at: birth.child.epoch.conf_version,
+            may_found: false,
+            is_gone: false,
+        };
+        match self.known_card(group) {
+            Some(known) if !known.allows(own.replica_id) => {
+                return self.drop_outdated(birth, known).await;
+            }
+            Some(known) if known.replica_id == card.replica_id => {}
+            Some(_) | None => card.write(&parts.seams.snapshots, group)?,
+        }
+        fence::close_if_forgotten(&parts.seams.log, group).await?;
+        birth::begin_log(&parts.seams.log, birth).await?;
+        self.settle_if_filed(group)?;
+        let parent = self.replica(birth.parent);
+        self.open(group, own.replica_id, false).await?;
+        self.inner.waiting.lock().remove(&group);
+        if parent.is_some_and(|parent| parent.is_leader())
+            && let Some(child) = self.replica(shard)
+            && child.fence().is_none()
+        {
+            tokio::spawn(child.campaign());
+        }
+        Ok(())
+    }
+
+    /// The shard has removed the replica that a split makes here again, after the engine was lost.
+    /// If another one took its place, that goes on from its own file.
+    async fn drop_outdated(&self, birth: &Birth, known: Card) -> Result<(), StateError> {
+        let (shard, group) = (birth.child.shard_id, birth::group_of(&birth.child));
+        tracing::info!(%shard, "a split makes a replica again that is gone");
+        self.births().forget(shard);
+        if known.is_gone {
+            self.erase(group, birth.child.range).await?;
+        } else {
+            let marks = vec![(keys::birth(shard), None), (keys::header(shard), None)];
+            self.inner.parts.seams.state.commit(Batch { rows: marks })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a replica of a shard may begin here with nothing. Not while another replica owns a
+    /// part of its range: that one is about to split, or to hear that it has. Not if the shard is
+    /// here already and only waits. Not if it has a log: a split's child that went down with its
+    /// parent before it had a file may have acknowledged things, and what they rest on is lost.
+    pub(super) fn may_begin(&self, descriptor: &ShardDescriptor) -> Result<bool, StateError> {
+        let (shard, group) = (descriptor.shard_id, birth::group_of(descriptor));
+        let seams = &self.inner.parts.seams;
+        if seams.log.group(group).is_some_and(|log| log.purged.is_some())
+            && seams.snapshots.latest(group).map_err(damaged)?.is_none()
+        {
+            tracing::error!(%shard, "has a log and nothing that it begins with: replace it");
+            return Ok(false);
+        }
+        let is_known = self.replica(shard).is_some()
+            || seams.state.get(&keys::header(shard))?.is_some()
+            || self.inner.waiting.lock().iter().any(|group| group.shard == shard.0);
+        Ok(!is_known && !self.is_taken(shard, &descriptor.range))
+    }
+}
