@@ -210,6 +210,7 @@ fn write_file(shared: &MachineShared) -> io::Result<SnapshotFile> {
         .map_err(keep_kind)?;
     copy_rows(shared, &mut writer)?;
     let file = writer.finish().map_err(keep_kind)?;
+    failpoint!(shared.hooks, "snapshot.written");
     shared.snapshots.retain_latest(shared.group).map_err(io::Error::other)?;
     settle(shared).map_err(|error| shared.fail(&error))?;
     Ok(file)
@@ -281,6 +282,7 @@ pub(crate) async fn install(
     let (done, loaded) = oneshot::channel();
     let worker = shared.clone();
     let work = shared.offload.spawn(Box::new(move || {
+        failpoint!(worker.hooks, "snapshot.received");
         *worker.count.lock() = None;
         let result = take_over(&worker, file)
             .and_then(|file| load(&worker, &file))
