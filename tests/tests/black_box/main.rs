@@ -20,5 +20,7 @@ mod methods;
 mod oracle;
 mod pages;
 mod reads;
+mod release;
 mod returning;
+mod scenario;
 mod split;
