@@ -86,9 +86,7 @@ async fn shrink(replica: &Replica, wish: Wish, is_wanted: impl Fn() -> bool) -> 
     }
     let since = applied.saturating_sub(snapshot);
     let is_grown = wish.entries <= since || wish.is_large && LARGE_ENTRIES_MIN <= since;
-    wish.may_build
-        && (is_grown || is_wanted())
-        && replica.raft().trigger().snapshot().await.is_ok()
+    wish.may_build && (is_grown || is_wanted()) && replica.raft().trigger().snapshot().await.is_ok()
 }
 
 /// Returns whether the node may go on.
