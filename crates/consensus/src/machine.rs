@@ -94,7 +94,7 @@ impl MachineShared {
     /// Commits rows and the header in one batch, then publishes the header.
     fn commit(&self, mut rows: Vec<(Vec<u8>, Option<Vec<u8>>)>, header: Header) -> io::Result<()> {
         rows.push((keys::header(self.shard_id), Some(wire::encode(&header).to_vec())));
-        let result = self.write(Batch { rows });
+        let result = self.write(Batch { rows }, &header);
         result.map_err(|error| self.fail(&error))?;
         self.publish(header);
         Ok(())
@@ -103,12 +103,15 @@ impl MachineShared {
     /// Brings a batch into the state. In the common case that only touches memory, and is done on
     /// this thread: handing the thread's other tasks over to another one, as blocking work must,
     /// costs more than the batch itself.
-    fn write(&self, batch: Batch) -> Result<(), StateError> {
-        if let Some(cut) = self.cut.try_lock()
+    fn write(&self, batch: Batch, header: &Header) -> Result<(), StateError> {
+        if let Some(mut cut) = self.cut.try_lock()
             && cut.is_none()
+            && self.count.try_lock().is_some_and(|count| count.is_none())
             && !self.state.commit_may_wait()
         {
-            return self.state.commit(batch);
+            self.state.commit(batch)?;
+            self.begin_wanted(&mut cut, header);
+            return Ok(());
         }
         let mut batch = Some(batch);
         let mut result = Ok(());
@@ -125,7 +128,7 @@ impl MachineShared {
                 result = self.state.commit(batch.take().unwrap_or_default());
             }
             if result.is_ok() {
-                self.begin_wanted(&mut cut, &header);
+                self.begin_wanted(&mut cut, header);
             }
         });
         result
