@@ -413,6 +413,9 @@ impl Replay {
             let Some(loss) = loss_of(state, hole, self.doubts.left(*group)) else { continue };
             let last = if state.reaches(loss.from) {
                 position_before(state, loss.from).or(state.purged)
+            } else if state.slots.is_empty() {
+                // A truncation behind lost frames has named an entry that is not here.
+                state.purged
             } else {
                 state.last
             };
