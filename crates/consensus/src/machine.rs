@@ -290,6 +290,15 @@ impl Machine {
             birth
         });
         let is_split = birth.is_some();
+        if let Some(child) = &changes.child {
+            let mut kept = Ok(());
+            self.shared.offload.in_place(&mut || {
+                if let Some(cut) = self.shared.cut.lock().as_mut() {
+                    kept = cut.detach(&*self.shared.state, child.descriptor.range);
+                }
+            });
+            kept.map_err(|error| self.shared.fail(&error))?;
+        }
         // Known before the parent's range shrinks: nobody else may take the child's keys.
         birth.into_iter().for_each(|birth| self.shared.births.add(birth));
         self.shared.commit(rows, header)?;

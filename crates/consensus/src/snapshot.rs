@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anchorhold_model::catalog::CatalogState;
-use anchorhold_model::{ShardId, ShardState};
+use anchorhold_model::{KeyRange, ShardId, ShardState};
 use anchorhold_storage::snapshot::{
     SnapshotError, SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotRow, SnapshotWriter,
 };
@@ -56,7 +56,8 @@ pub(crate) struct Cut {
     /// Next key to copy; everything from here to `end` is not copied yet.
     cursor: Vec<u8>,
     end: Vec<u8>,
-    /// Rows in `[cursor, end)` that changed since the cut, as they were at the cut.
+    /// Rows in `[cursor, end)` that changed since the cut, as they were at the cut; and all rows from
+    /// `end` on that were not copied when a split gave them away.
     before: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 
@@ -82,6 +83,29 @@ impl Cut {
                 self.before.insert(key.clone(), state.get(key)?);
             }
         }
+        Ok(())
+    }
+
+    /// Called before the shard's split is committed: keeps all that its child is about to own, whose
+    /// changes are not seen here.
+    pub(crate) fn detach(
+        &mut self,
+        state: &dyn StateStore,
+        child: KeyRange,
+    ) -> Result<(), StateError> {
+        let (start, end) = keys::records(child);
+        let from = start.max(self.cursor.clone());
+        if self.end <= from || end <= from {
+            return Ok(());
+        }
+        let before = &mut self.before;
+        state.scan(&from[..]..&end[..], &mut |key, value| {
+            if !before.contains_key(key) {
+                before.insert(key.to_vec(), Some(value.to_vec()));
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.end = from;
         Ok(())
     }
 
@@ -112,6 +136,12 @@ impl Cut {
                 }
             }
             self.cursor = chunk_end;
+        }
+        if rows.is_empty() {
+            while rows.len() < CHUNK_ROWS_MAX {
+                let Some((key, value)) = self.before.pop_first() else { break };
+                value.into_iter().for_each(|value| drop(rows.insert(key.clone(), value)));
+            }
         }
         Ok(rows.into_iter().collect())
     }
@@ -366,4 +396,58 @@ pub(crate) fn load(shared: &MachineShared, file: &SnapshotFile) -> Result<Header
     state.commit(batch)?;
     state.checkpoint()?;
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use anchorhold_model::{ClassId, Key, ShardDescriptor};
+    use anchorhold_storage::MemoryState;
+
+    use super::*;
+
+    fn key(number: u128) -> Vec<u8> {
+        keys::record(&(number << 64).to_be_bytes())
+    }
+
+    /// The child changes its rows as soon as it is born, and the parent's cut does not see it.
+    #[test]
+    fn a_cut_that_a_split_overtakes_still_holds_what_was_there() {
+        for copied_chunks in 0..4 {
+            let state = MemoryState::new();
+            let rows: Vec<_> = (0..1_400_u128).map(|one| (key(one), Some(vec![7; 9]))).collect();
+            state.commit(Batch { rows: rows.clone() }).unwrap();
+            let range = KeyRange { start: Key(0), end: Some(Key(1_400 << 64)) };
+            let descriptor = ShardDescriptor::found(ShardId(5), range, ClassId(1), &[]);
+            let (_, child) = descriptor.split(Key(800 << 64), ShardId(6));
+            let shard = Some(ShardState::new(descriptor));
+            let header = Header { shard, ..Header::default() };
+            let mut cut = Cut::new(ShardId(5), header, Purpose::Snapshot);
+            let mut copied = Vec::new();
+            for _ in 0..copied_chunks {
+                copied.extend(cut.next_chunk(&state).unwrap());
+            }
+            cut.detach(&state, child.range).unwrap();
+            // The child's own commits, and one of the parent's.
+            let changed = vec![
+                (key(801), None),
+                (key(1_399), Some(vec![1])),
+                (keys::record(&((900 << 64) + 1_u128).to_be_bytes()), Some(vec![2])),
+            ];
+            state.commit(Batch { rows: changed }).unwrap();
+            let own = vec![(key(799), Some(vec![3]))];
+            cut.keep_before_images(&state, &own).unwrap();
+            state.commit(Batch { rows: own }).unwrap();
+            loop {
+                let chunk = cut.next_chunk(&state).unwrap();
+                if chunk.is_empty() {
+                    break;
+                }
+                copied.extend(chunk);
+            }
+            let copied: Vec<_> =
+                copied.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            assert_eq!(copied.len(), rows.len(), "after {copied_chunks} chunks");
+            assert!(copied == rows, "after {copied_chunks} chunks");
+        }
+    }
 }

@@ -174,10 +174,12 @@ impl Host {
         let parent = self.replica(birth.parent);
         self.open(group, own.replica_id, false).await?;
         self.inner.waiting.lock().remove(&group);
-        if parent.is_some_and(|parent| parent.is_leader())
-            && let Some(child) = self.replica(shard)
+        let leader = parent.filter(|parent| parent.is_leader());
+        if let (Some(parent), Some(child)) = (leader, self.replica(shard))
             && child.fence().is_none()
         {
+            // The followers' children are born when they hear that the split is committed.
+            drop(parent.raft().trigger().heartbeat().await);
             tokio::spawn(child.campaign());
         }
         Ok(())

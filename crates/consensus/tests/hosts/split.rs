@@ -147,8 +147,8 @@ async fn agreement(
             let shard = replica.shard_id();
             let read = replica.read_barrier(ReadLevel::Linearizable, Duration::from_secs(2)).await;
             read.map_err(|error| format!("node {number}: {error}"))?;
-            let digest = replica.digest().await.map_err(|error| error.to_string())?;
-            let digest = digest.ok_or("busy")?;
+            let digest = replica.digest(None, Duration::from_secs(2), 1 << 30).await;
+            let digest = digest.map_err(|error| error.to_string())?;
             let known = digests.entry(shard).or_insert(digest);
             if known.digest != digest.digest {
                 return Err(format!("node {number}, {shard}: {digest:?}, others {known:?}"));
