@@ -1,12 +1,13 @@
 //! Shards split under a load of the SDK: no error is seen, nothing is lost, answers stay exact.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anchorhold_client::{AdminClient, Client, ClientConfig};
 use anchorhold_proto::{Reason, admin_v1, v1};
 use anchorhold_tests::cluster::{TestAccount, TestCluster, shared};
 use anchorhold_tests::rpc::{geo_anchor, linearizable};
+use tokio::time::Instant;
 
 use crate::faults::client;
 use crate::oracle::{check_nearest, ecef};
