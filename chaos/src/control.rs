@@ -15,6 +15,9 @@ use tokio::time::{Instant, sleep};
 /// The variable that names the control file to a node.
 pub const CONTROL_VARIABLE: &str = "ANCHORHOLD_CHAOS_CONTROL";
 
+/// What a node's counts of failpoints begin with.
+pub const FAILPOINT: &str = "failpoint ";
+
 /// What is wanted of a node. The same as `server::chaos::Wanted`; a test of `cli` compares.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +40,10 @@ pub struct Wanted {
     pub holds_unsynced: bool,
     /// Bytes of the log's segments; 0 leaves them as they are. Read at the start only.
     pub log_segment_bytes: u64,
+    /// Bugs that are put in on purpose, by name.
+    pub mutants: Vec<String>,
+    /// The failpoint at which the process ends when it next reaches it; empty: none.
+    pub ends_at: String,
 }
 
 /// What a node answers.
@@ -66,14 +73,18 @@ const LOG_SEGMENT_BYTES: u64 = 256 << 10;
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Control {
-    /// Writes a control file with nothing wrong.
+    /// Writes a control file with nothing wrong but the mutants.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn create(path: &Path, holds_unsynced: bool) -> anyhow::Result<Self> {
-        let log_segment_bytes = LOG_SEGMENT_BYTES;
-        let wanted =
-            Wanted { generation: 1, holds_unsynced, log_segment_bytes, ..Wanted::default() };
+    pub fn create(path: &Path, holds_unsynced: bool, mutants: Vec<String>) -> anyhow::Result<Self> {
+        let wanted = Wanted {
+            generation: 1,
+            holds_unsynced,
+            log_segment_bytes: LOG_SEGMENT_BYTES,
+            mutants,
+            ..Wanted::default()
+        };
         let control = Self { path: path.to_owned(), wanted: Mutex::new(wanted.clone()) };
         control.write(&wanted)?;
         Ok(control)

@@ -53,7 +53,8 @@ impl Cut {
             | FaultKind::DiskFull
             | FaultKind::DiskWriteError
             | FaultKind::DiskSyncError
-            | FaultKind::DiskStall => Self::default(),
+            | FaultKind::DiskStall
+            | FaultKind::CrashAt => Self::default(),
         }
     }
 

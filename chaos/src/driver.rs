@@ -29,8 +29,9 @@ use tokio::time::{Instant, sleep};
 pub use self::files::Damage;
 use self::guard::PauseGuard;
 pub use self::survey::Survey;
-use crate::control::{CONTROL_VARIABLE, Control};
+use crate::control::{CONTROL_VARIABLE, Control, FAILPOINT};
 use crate::cut::Cut;
+use crate::mutants::NodeMutant;
 use crate::network::{Network, Party};
 use crate::proxy::Mesh;
 use crate::workload::{ClusterAccess, NodeAccess};
@@ -50,6 +51,8 @@ pub struct DriverConfig {
     pub has_hooks: bool,
     /// Whether nodes keep unsynced writes in memory, so that a kill loses them.
     pub holds_unsynced: bool,
+    /// Bugs that are put into nodes.
+    pub mutants: Vec<NodeMutant>,
     /// More arguments for every node's `start`.
     pub node_arguments: Vec<String>,
 }
@@ -83,7 +86,8 @@ pub struct ProcessDriver {
     cuts: Mutex<Cuts>,
     controls: BTreeMap<String, Control>,
     guards: Mutex<BTreeMap<String, PauseGuard>>,
-    excused: Mutex<BTreeSet<String>>,
+    /// Nodes that may end by themselves, and how many faults say so.
+    excused: Mutex<BTreeMap<String, u32>>,
     admins: BTreeMap<String, AdminClient>,
     admin_key: String,
     extras: BTreeMap<String, NodeExtras>,
@@ -130,7 +134,9 @@ impl ProcessDriver {
         for node in &nodes {
             let control = if config.has_hooks {
                 let path = config.directory.join(format!("{}.control.json", node.name));
-                Some(Control::create(&path, config.holds_unsynced)?)
+                let here = config.mutants.iter().filter(|mutant| mutant.is_of(&node.name));
+                let mutants = here.map(|mutant| mutant.mutant.clone()).collect();
+                Some(Control::create(&path, config.holds_unsynced, mutants)?)
             } else {
                 None
             };
@@ -404,17 +410,27 @@ impl ProcessDriver {
     pub fn excuse(&self, names: &[String], is_excused: bool) {
         let mut excused = self.excused.lock();
         for name in names {
-            if is_excused {
-                excused.insert(name.clone());
-            } else {
-                excused.remove(name);
-            }
+            let count = excused.entry(name.clone()).or_default();
+            *count = if is_excused { *count + 1 } else { count.saturating_sub(1) };
         }
     }
 
     /// Whether a node's death is expected now.
     pub fn is_excused(&self, name: &str) -> bool {
-        self.excused.lock().contains(name)
+        self.excused.lock().get(name).is_some_and(|count| 0 < *count)
+    }
+
+    /// How often each failpoint was reached, by process, as each node said last.
+    pub fn failpoint_hits(&self) -> BTreeMap<(String, u32), BTreeMap<String, u64>> {
+        let of = |(name, control): (&String, &Control)| {
+            let applied = control.applied()?;
+            let hits = applied
+                .hits
+                .iter()
+                .filter_map(|(hit, count)| Some((hit.strip_prefix(FAILPOINT)?.to_owned(), *count)));
+            Some(((name.clone(), applied.pid), hits.collect()))
+        };
+        self.controls.iter().filter_map(of).collect()
     }
 
     /// The last line that a node wrote.

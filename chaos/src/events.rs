@@ -60,6 +60,11 @@ pub enum EventKind {
         /// Operations of unknown outcome.
         unknown: u64,
     },
+    /// How often each failpoint was reached, by all processes together: said once, in the end.
+    Failpoints {
+        /// By name.
+        hits: BTreeMap<String, u64>,
+    },
     /// A node's process ended although no fault asked for it.
     NodeDied {
         /// The node.

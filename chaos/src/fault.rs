@@ -34,6 +34,8 @@ pub struct ActiveFault {
     id: u32,
     kind: FaultKind,
     nodes: Vec<String>,
+    /// The failpoint at which they end, if that is the fault.
+    point: &'static str,
     /// What goes on while it lasts.
     task: Option<JoinHandle<anyhow::Result<String>>>,
     /// Connections through the proxies when it began.
@@ -72,7 +74,8 @@ pub async fn apply(
 ) -> anyhow::Result<(ActiveFault, Seen)> {
     let kind = fault.kind;
     let connections = proof::connections(driver);
-    let mut active = ActiveFault { id, kind, nodes, task: None, connections };
+    let mut active =
+        ActiveFault { id, kind, nodes, point: fault.settings.point, task: None, connections };
     let nodes = active.nodes.clone();
     let seen = match kind {
         FaultKind::Kill => {
@@ -123,8 +126,34 @@ pub async fn apply(
         | FaultKind::DiskWriteError
         | FaultKind::DiskSyncError
         | FaultKind::DiskStall => disk(driver, fault, &nodes).await?,
+        FaultKind::CrashAt => crash_at(driver, fault, &nodes)?,
     };
     Ok((active, seen))
+}
+
+/// Whether nodes may end by themselves while a fault of this kind lasts.
+fn excuses(kind: FaultKind) -> bool {
+    matches!(
+        kind,
+        FaultKind::BitFlip
+            | FaultKind::TornTail
+            | FaultKind::DiskFull
+            | FaultKind::DiskWriteError
+            | FaultKind::DiskSyncError
+            | FaultKind::DiskStall
+            | FaultKind::CrashAt
+    )
+}
+
+/// Arms a failpoint. Whether it was reached is seen when the fault is taken back: a node may have to
+/// be started first to come to it.
+fn crash_at(driver: &ProcessDriver, fault: &Fault, nodes: &[String]) -> anyhow::Result<Seen> {
+    driver.excuse(nodes, true);
+    let point = fault.settings.point;
+    for node in nodes {
+        driver.control(node)?.want(|wanted| point.clone_into(&mut wanted.ends_at))?;
+    }
+    Ok(Seen { canary: Canary::None, detail: format!("armed {point}") })
 }
 
 fn turn(fault: &Fault) -> Duration {
@@ -369,6 +398,9 @@ impl ActiveFault {
         if let Some(task) = self.task.take() {
             seen = self.end_task(driver, task).await?;
         }
+        if self.kind == FaultKind::CrashAt {
+            seen = proof::ended_at(driver, &self.nodes, self.point).await?;
+        }
         driver.set_cut(self.id, None);
         for node in &self.nodes {
             driver.resume(node);
@@ -381,6 +413,7 @@ impl ActiveFault {
                         | FaultKind::DiskWriteError
                         | FaultKind::DiskSyncError
                         | FaultKind::DiskStall
+                        | FaultKind::CrashAt
                 )
             {
                 control.want(|wanted| {
@@ -390,10 +423,13 @@ impl ActiveFault {
                     wanted.disk_write_error = false;
                     wanted.disk_sync_error = false;
                     wanted.disk_stall_ms = 0;
+                    wanted.ends_at.clear();
                 })?;
             }
         }
-        driver.excuse(&self.nodes, false);
+        if excuses(self.kind) {
+            driver.excuse(&self.nodes, false);
+        }
         let starts = self.nodes.iter().map(|node| async move {
             if driver.process(node)?.is_none() {
                 driver.start_node(node).await?;

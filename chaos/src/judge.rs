@@ -11,6 +11,7 @@ mod collect;
 mod gaps;
 mod matrix;
 mod names;
+mod sums;
 mod timeline;
 mod traffic;
 mod verdict;
@@ -20,4 +21,5 @@ pub use self::collect::{
     DigestRead, FinalNode, FinalReplica, FinalShard, FinalState, collect, read_final_state,
 };
 pub use self::names::{BUDGETS, Budget, Invariant, Statistic};
+pub use self::sums::Sums;
 pub use self::verdict::{check, write};

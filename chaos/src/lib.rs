@@ -7,6 +7,7 @@
 //! * [`checker`] holds the record against the promises; [`judge`] decides what a run showed.
 //! * [`scenario`] says what goes wrong and when.
 //! * [`network`] says what all links shall be like, [`proxy`] makes them so.
+//! * [`mutants`]: bugs put in on purpose, and what must find each.
 //! * [`failover`] kills the node that leads most shards, round after round.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
@@ -24,6 +25,7 @@ pub mod cut;
 pub mod control;
 pub mod driver;
 pub mod fault;
+pub mod mutants;
 pub mod run;
 pub mod failover;
 pub mod ledger;

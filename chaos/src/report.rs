@@ -55,6 +55,10 @@ pub struct Report {
     pub timeline: Vec<Second>,
     /// The phases.
     pub phases: Vec<PhaseSpan>,
+    /// How often each failpoint was reached, those that never were included; empty if the nodes
+    /// have none.
+    #[serde(default)]
+    pub failpoints: Vec<(String, u64)>,
     /// The scenario and the topology as they were run.
     pub texts: Texts,
 }
@@ -82,6 +86,9 @@ pub struct RunFacts {
     pub zones: usize,
     /// Shards in the end, the catalog included.
     pub shards: usize,
+    /// Bugs that were put in on purpose.
+    #[serde(default)]
+    pub mutants: Vec<String>,
 }
 
 /// What a run comes to, as its exit code says.

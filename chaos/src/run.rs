@@ -29,6 +29,7 @@ use crate::clock::RunClock;
 use crate::driver::{DriverConfig, ProcessDriver};
 use crate::events::{EventKind, EventLog};
 use crate::judge;
+use crate::mutants::NodeMutant;
 use crate::run_directory::{RUN_FORMAT, RunDescription, RunDirectory};
 use crate::scenario::{FaultKind, Scenario};
 use crate::workload::{self, RunningWorkload};
@@ -54,6 +55,10 @@ pub struct RunConfig {
     pub keeps_data: bool,
     /// More arguments for every node's `start`.
     pub node_arguments: Vec<String>,
+    /// No phase begins after so much time; the run then ends as usual.
+    pub time_max: Option<Duration>,
+    /// Bugs that are put into nodes, to see that they are found.
+    pub mutants: Vec<NodeMutant>,
 }
 
 /// What a run came to, judging aside.
@@ -109,7 +114,7 @@ pub async fn run(
 ) -> anyhow::Result<RunOutcome> {
     let scenario = &config.scenario;
     anyhow::ensure!(
-        config.has_hooks || !scenario.needs_hooks(),
+        config.has_hooks || (config.mutants.is_empty() && !scenario.needs_hooks()),
         "{} breaks nodes from inside, and {} was not built for that: build one with `cargo build \
          --profile chaos -p anchorhold --features chaos` and name it with --binary",
         scenario.name,
@@ -119,10 +124,11 @@ pub async fn run(
     directory.describe(&description(&config))?;
     let clock = RunClock::start();
     let events = Arc::new(EventLog::open(&directory.events_file(), clock)?);
-    let ran = timeout(scenario.timeout, go(&config, &directory, clock, &events, progress)).await;
-    let outcome = ran.unwrap_or_else(|_| {
-        Err(anyhow::anyhow!("the run took longer than {:?}", scenario.timeout))
-    });
+    // A run that is bounded by time may take that long, whatever the scenario expects of its rounds.
+    let longest = scenario.timeout.max(config.time_max.unwrap_or_default() + RECOVERY_MAX);
+    let ran = timeout(longest, go(&config, &directory, clock, &events, progress)).await;
+    let outcome =
+        ran.unwrap_or_else(|_| Err(anyhow::anyhow!("the run took longer than {longest:?}")));
     if let Err(error) = &outcome {
         events.append(EventKind::HarnessError { text: format!("{error:#}") })?;
     }
@@ -149,7 +155,8 @@ async fn go(
             seed: rng.random(),
             has_hooks: config.has_hooks,
             holds_unsynced: loses_power(scenario),
-            node_arguments: config.node_arguments.clone(),
+            mutants: config.mutants.clone(),
+            node_arguments: [settings_of(scenario), config.node_arguments.clone()].concat(),
         })
         .await?,
     );
@@ -164,7 +171,7 @@ async fn go(
     let run = Arc::new(Run { driver, events: events.clone(), clock, workloads });
     let watch = Watch::start(&run, progress);
     let mut phases = Phases::new(run.clone(), watch.board(), config.seed, rng);
-    let went = phases.all(scenario).await;
+    let went = phases.all(scenario, config.time_max).await;
     // Whatever happened: heal, and see whether the cluster is whole again.
     phases.heal_all().await?;
     went?;
@@ -195,6 +202,10 @@ async fn go(
     })
 }
 
+fn settings_of(scenario: &Scenario) -> Vec<String> {
+    scenario.node_settings.iter().map(|setting| format!("--set={setting}")).collect()
+}
+
 fn loses_power(scenario: &Scenario) -> bool {
     scenario.phases.iter().any(|phase| {
         phase.faults.iter().any(|fault| fault.kind == FaultKind::PowerLoss)
@@ -220,6 +231,7 @@ fn description(config: &RunConfig) -> RunDescription {
         invariants: scenario.invariants.iter().map(|one| one.name().to_owned()).collect(),
         budgets: scenario.budgets.clone(),
         zones: scenario.zones(),
+        mutants: config.mutants.iter().map(ToString::to_string).collect(),
     }
 }
 

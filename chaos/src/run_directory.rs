@@ -44,6 +44,9 @@ pub struct RunDescription {
     pub budgets: BTreeMap<String, f64>,
     /// Zone of each node, by name.
     pub zones: BTreeMap<String, String>,
+    /// Bugs that were put in on purpose, and into which nodes.
+    #[serde(default)]
+    pub mutants: Vec<String>,
 }
 
 /// Version of `run.json` that this code reads and writes.
@@ -171,6 +174,7 @@ mod tests {
             invariants: vec!["nothing_lost".to_owned()],
             budgets: BTreeMap::from([("write_gap_ms_max".to_owned(), 3_000.0)]),
             zones: BTreeMap::from([("a1".to_owned(), "a".to_owned())]),
+            mutants: vec!["apply-skipped@a1".to_owned()],
         };
         run.describe(&description).unwrap();
         assert_eq!(RunDirectory::open(&path).unwrap().description().unwrap(), description);

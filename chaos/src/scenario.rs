@@ -6,6 +6,7 @@
 //! Not here: running it (`run`), what its faults do (`fault`).
 
 mod catalogue;
+mod failpoint;
 mod selector;
 mod swarm;
 mod text;
@@ -18,6 +19,7 @@ use anchorhold_cluster::Topology;
 use anyhow::Context as _;
 
 pub use self::catalogue::{DamagedFile, FaultKind, FaultSettings, ROWS, Row, coverage};
+pub use self::failpoint::{FAILPOINTS, failpoint};
 pub use self::selector::{Pick, Selector, View};
 pub use self::swarm::{SwarmConfig, plan as plan_swarm};
 use crate::judge::Invariant;
@@ -44,6 +46,8 @@ pub struct Scenario {
     pub workloads: Vec<WorkloadConfig>,
     /// What happens, one after the other.
     pub phases: Vec<Phase>,
+    /// Settings of all nodes, `key=value` each: what `start --set` takes.
+    pub node_settings: Vec<String>,
     /// What must hold.
     pub invariants: Vec<Invariant>,
     /// What must stay within bounds: measure, statistic and unit are in the name.
@@ -110,6 +114,12 @@ const SHIPPED: &[(&str, &str)] = &[
     ("swarm", include_str!("../scenarios/swarm.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
+    ("crash-points", include_str!("../scenarios/crash-points.toml")),
+    ("old-leader", include_str!("../scenarios/old-leader.toml")),
+    ("left-behind", include_str!("../scenarios/left-behind.toml")),
+    ("one-restart", include_str!("../scenarios/one-restart.toml")),
+    ("lights-out", include_str!("../scenarios/lights-out.toml")),
+    ("calm", include_str!("../scenarios/calm.toml")),
 ];
 
 /// Topologies that come with the harness, by name.

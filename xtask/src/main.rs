@@ -90,7 +90,8 @@ fn sim(root: &Path, arguments: &[String]) -> Report {
     let target = root.join(target).join("sim");
     let target = target.to_string_lossy();
     let mut command_line = vec![verb, "--quiet", "--locked", "--profile", "sim"];
-    command_line.extend(["--package", "anchorhold-sim", "--target-dir", &*target, "--"]);
+    command_line.extend(["--package", "anchorhold-sim", "--features", "mutants"]);
+    command_line.extend(["--target-dir", &*target, "--"]);
     command_line.extend(rest.iter().map(String::as_str));
     let mut report = Report::default();
     let environment = [("RUSTFLAGS", "--cfg tokio_unstable")];

@@ -1,27 +1,28 @@
 //! One node's disk: a log and a state in memory that lose unsynced tails, snapshot files in a
 //! directory.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anchorhold_model::row::RowKey;
+#[cfg(feature = "mutants")]
+use anchorhold_consensus::hooks::{HookedLog, HookedState, Hooks};
 use anchorhold_server::node::OpenStores;
 use anchorhold_server::{NodeError, Stores};
 use anchorhold_storage::fs::{FileSystem, MemoryFs};
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{
-    Batch, Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, MemoryLog,
-    MemoryState, ReadError, StateStore,
+    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, MemoryLog, MemoryState,
+    ReadError, StateStore,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
-use crate::world::{Mutant, World};
+use crate::world::World;
 
 /// What survives a process.
 pub(crate) struct Disk {
@@ -44,7 +45,7 @@ impl Disk {
     }
 
     /// Ends what a process has not synced: of the log, and of the state, some first part survives.
-    pub(crate) fn crash(&self, random: &mut StdRng, mutant: Mutant) {
+    pub(crate) fn crash(&self, random: &mut StdRng) {
         let unsynced = self.log.unsynced();
         // Most often nothing: a disk that writes early hides mistakes.
         let survivors = if random.random_bool(0.7) { 0 } else { random.random_range(0..=unsynced) };
@@ -53,22 +54,6 @@ impl Disk {
         let batches = self.state.unsynced_batches();
         let survivors = if random.random_bool(0.5) { 0 } else { random.random_range(0..=batches) };
         self.state.crash_keeping(survivors);
-        if mutant == Mutant::OperationsForgotten {
-            self.forget_operations();
-        }
-    }
-
-    /// Removes the dedup entries of all shards from the state.
-    fn forget_operations(&self) {
-        let mut batch = Batch::default();
-        let scanned = self.state.scan(&[]..&[u8::MAX], &mut |key, _| {
-            // A record's key has one byte in front.
-            if let Some(Ok(RowKey::Operation(..))) = key.get(1..).map(RowKey::parse) {
-                batch.rows.push((key.to_vec(), None));
-            }
-            ControlFlow::Continue(())
-        });
-        scanned.and_then(|()| self.state.commit(batch)).expect("memory does not fail");
     }
 }
 
@@ -77,6 +62,38 @@ pub(crate) struct SimStores {
     pub(crate) world: Arc<World>,
     pub(crate) node: usize,
     pub(crate) waiting: Arc<Notify>,
+    #[cfg(feature = "mutants")]
+    pub(crate) hooks: Hooks,
+}
+
+impl SimStores {
+    /// The log as the node's mutants let it be.
+    #[cfg(feature = "mutants")]
+    fn log(&self) -> Arc<dyn LogStore> {
+        let log = self.world.sites[self.node].disk.log.clone();
+        Arc::new(HookedLog::new(Arc::new(log), self.hooks.clone()))
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    fn log(&self) -> Arc<dyn LogStore> {
+        Arc::new(self.world.sites[self.node].disk.log.clone())
+    }
+
+    /// The state as the node's mutants let it be.
+    #[cfg(feature = "mutants")]
+    fn state(&self) -> Result<Arc<dyn StateStore>, NodeError> {
+        let state = Arc::clone(&self.world.sites[self.node].disk.state);
+        let opened = HookedState::open(state, self.hooks.clone());
+        let opened = opened
+            .map_err(|error| NodeError::Store { store: "state", reason: error.to_string() })?;
+        Ok(Arc::new(opened))
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    #[expect(clippy::unnecessary_wraps, reason = "the other one can fail")]
+    fn state(&self) -> Result<Arc<dyn StateStore>, NodeError> {
+        Ok(Arc::clone(&self.world.sites[self.node].disk.state) as Arc<dyn StateStore>)
+    }
 }
 
 impl OpenStores for SimStores {
@@ -88,10 +105,10 @@ impl OpenStores for SimStores {
             world: Arc::clone(&self.world),
             node: self.node,
             waiting: Arc::clone(&self.waiting),
-            log: disk.log.clone(),
+            memory: disk.log.clone(),
+            log: self.log(),
         };
-        let state = Arc::clone(&disk.state);
-        Ok(Stores { log: Arc::new(log), state, snapshots: Arc::new(snapshots) })
+        Ok(Stores { log: Arc::new(log), state: self.state()?, snapshots: Arc::new(snapshots) })
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {
@@ -109,12 +126,15 @@ struct SimLog {
     world: Arc<World>,
     node: usize,
     waiting: Arc<Notify>,
-    log: MemoryLog,
+    /// What the log holds.
+    memory: MemoryLog,
+    /// The way to it.
+    log: Arc<dyn LogStore>,
 }
 
 impl LogStore for SimLog {
     fn submit(&self, write: LogWrite, done: Completion) {
-        self.world.saw_write(self.node, &self.log, &write);
+        self.world.saw_write(self.node, &self.memory, &write);
         let vote = match &write {
             LogWrite::SaveHardState { group, hard_state } => Some((*group, *hard_state)),
             LogWrite::Append { .. }
@@ -130,17 +150,7 @@ impl LogStore for SimLog {
             }
             done(result);
         });
-        let early = match self.world.mutant {
-            Mutant::AcknowledgeBeforeSync => true,
-            Mutant::VoteBeforeSync => vote.is_some(),
-            Mutant::None | Mutant::OperationsForgotten => false,
-        };
-        if early {
-            self.log.submit(write, Box::new(|_| {}));
-            done(Ok(()));
-        } else {
-            self.log.submit(write, done);
-        }
+        self.log.submit(write, done);
         self.waiting.notify_one();
     }
 

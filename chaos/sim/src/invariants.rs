@@ -9,6 +9,8 @@ pub mod leader_completeness;
 pub mod linearizable_reads;
 pub mod liveness;
 pub mod log_matching;
+#[cfg(feature = "mutants")]
+pub mod old_routes;
 pub mod staleness;
 pub mod state_equality;
 

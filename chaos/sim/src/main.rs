@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anchorhold_sim::{Mutant, Options, run};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 /// Simulates clusters: `--seed N` replays one run, `--seeds A..B` runs many.
 #[derive(Debug, Parser)]
@@ -27,29 +27,18 @@ struct Arguments {
     #[arg(long)]
     twice: bool,
     /// Put a bug in, to see that it is found.
-    #[arg(long, value_enum, default_value_t)]
-    mutant: Bug,
+    #[arg(long, value_parser = mutant)]
+    mutant: Option<Mutant>,
 }
 
-/// The bugs that can be put in, as they are written on the command line.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Bug {
-    #[default]
-    None,
-    AcknowledgeBeforeSync,
-    VoteBeforeSync,
-    OperationsForgotten,
-}
-
-impl From<Bug> for Mutant {
-    fn from(bug: Bug) -> Self {
-        match bug {
-            Bug::None => Self::None,
-            Bug::AcknowledgeBeforeSync => Self::AcknowledgeBeforeSync,
-            Bug::VoteBeforeSync => Self::VoteBeforeSync,
-            Bug::OperationsForgotten => Self::OperationsForgotten,
+fn mutant(name: &str) -> Result<Mutant, String> {
+    Mutant::named(name).ok_or_else(|| {
+        let known: Vec<_> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+        match known.as_slice() {
+            [] => "this build has no bugs to put in: use `cargo xtask sim`".to_owned(),
+            known => format!("write one of {}", known.join(", ")),
         }
-    }
+    })
 }
 
 fn main() -> ExitCode {
@@ -61,7 +50,7 @@ fn main() -> ExitCode {
     }
     let (first, count) =
         arguments.seed.map_or((arguments.first, arguments.count), |seed| (seed, 1));
-    let options = Options { mutant: arguments.mutant.into(), prints_events: arguments.events };
+    let options = Options { mutant: arguments.mutant, prints_events: arguments.events };
     let mut failed = 0;
     for seed in first..first.saturating_add(count) {
         let outcome = run(seed, options);

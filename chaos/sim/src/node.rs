@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anchorhold_consensus::ConsensusConfig;
+#[cfg(feature = "mutants")]
+use anchorhold_consensus::hooks::Hooks;
 use anchorhold_server::{AdminKey, DiskConfig, Node, NodeConfig, NodeSeams};
 use rand::Rng;
 use tokio::sync::Notify;
@@ -66,14 +68,26 @@ pub(crate) async fn live(world: Arc<World>, node: usize) -> turmoil::Result {
     let waiting = Arc::new(Notify::new());
     let sync_random = world.random("sync", start * 16 + node as u64);
     tokio::spawn(sync_forever(Arc::clone(&world), node, Arc::clone(&waiting), sync_random));
+    #[cfg(feature = "mutants")]
+    let hooks = Hooks::default();
+    #[cfg(feature = "mutants")]
+    hooks.set_mutants(world.mutant.as_slice());
     let seams = NodeSeams {
         dial: Arc::new(SimDial),
         clock: Arc::new(SimClock { world: Arc::clone(&world), node }),
         offload: Arc::new(Inline),
         exit: Arc::new(SimExit { world: Arc::clone(&world), node }),
         seed: random.random(),
-        open: Arc::new(SimStores { world: Arc::clone(&world), node, waiting }),
+        open: Arc::new(SimStores {
+            world: Arc::clone(&world),
+            node,
+            waiting,
+            #[cfg(feature = "mutants")]
+            hooks: hooks.clone(),
+        }),
         listen: Arc::new(SimListen),
+        #[cfg(feature = "mutants")]
+        hooks,
     };
     let running = Node::build(config(&world, node), seams).await?;
     *world.sites[node].core.lock() = Arc::downgrade(running.core());

@@ -19,18 +19,28 @@ use crate::trace::Trace;
 /// Nodes of a simulated cluster, one a zone.
 pub(crate) const NODES: usize = 3;
 
-/// A bug that is put in on purpose, to see that it is found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mutant {
-    /// None.
-    #[default]
-    None,
-    /// The log calls a change durable before it is.
-    AcknowledgeBeforeSync,
-    /// Votes are called durable before they are.
-    VoteBeforeSync,
-    /// A node that starts again has forgotten which requests it has seen.
-    OperationsForgotten,
+#[cfg(feature = "mutants")]
+pub use anchorhold_consensus::hooks::Mutant;
+
+/// A bug that is put in on purpose. Without the feature `mutants` there is none.
+#[cfg(not(feature = "mutants"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {}
+
+#[cfg(not(feature = "mutants"))]
+impl Mutant {
+    /// All of them: none.
+    pub const ALL: &[Self] = &[];
+
+    /// The mutant of a name.
+    pub fn named(_name: &str) -> Option<Self> {
+        None
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {}
+    }
 }
 
 /// How far the run has come.
@@ -64,7 +74,8 @@ pub(crate) struct Site {
 /// Everything that is shared.
 pub(crate) struct World {
     pub(crate) seed: u64,
-    pub(crate) mutant: Mutant,
+    #[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "there is none"))]
+    pub(crate) mutant: Option<Mutant>,
     now_us: AtomicU64,
     phase: AtomicU8,
     pub(crate) sites: Vec<Site>,
@@ -75,7 +86,12 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, mutant: Mutant, sites: Vec<Site>, trace: Trace) -> Arc<Self> {
+    pub(crate) fn new(
+        seed: u64,
+        mutant: Option<Mutant>,
+        sites: Vec<Site>,
+        trace: Trace,
+    ) -> Arc<Self> {
         Arc::new(Self {
             seed,
             mutant,

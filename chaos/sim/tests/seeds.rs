@@ -1,6 +1,6 @@
 //! Many seeds, each a whole cluster's life; some of them twice; and bugs put in on purpose.
 
-#[cfg(tokio_unstable)]
+#[cfg(all(tokio_unstable, feature = "mutants"))]
 use std::process::Command;
 
 use anchorhold_sim::{Options, Summary, run};
@@ -71,42 +71,54 @@ fn a_seed_gives_the_same_run_every_time() {
 }
 
 /// Runs seeds with a bug put in, each in a process of its own, because a node may end it: what the
-/// first one said that found something.
-#[cfg(tokio_unstable)]
-fn find(mutant: &str, seeds_max: u64) -> String {
-    for seed in 0..seeds_max {
+/// first one said that found something. The seed that found it last is tried first.
+#[cfg(all(tokio_unstable, feature = "mutants"))]
+fn find(mutant: anchorhold_sim::Mutant, first: u64) -> String {
+    for seed in std::iter::once(first).chain(0..SEEDS_MAX) {
         let ran = Command::new(env!("CARGO_BIN_EXE_anchorhold-sim"))
-            .args(["--seed", &seed.to_string(), "--mutant", mutant])
+            .args(["--seed", &seed.to_string(), "--mutant", mutant.name()])
             .output()
             .expect("the simulation runs");
         if !ran.status.success() {
             let said = [ran.stdout, ran.stderr].concat();
             let said = String::from_utf8_lossy(&said).into_owned();
-            println!("{mutant}: {}", said.lines().take(3).collect::<Vec<_>>().join("\n"));
+            println!("{}: {}", mutant.name(), said.lines().take(3).collect::<Vec<_>>().join("\n"));
             assert!(said.contains(&format!("--seed {seed} --events")), "{said}");
             return said;
         }
     }
-    panic!("{seeds_max} seeds did not find {mutant}");
+    panic!("{SEEDS_MAX} seeds did not find {}", mutant.name());
 }
 
-#[cfg(tokio_unstable)]
-#[test]
-fn a_log_that_acknowledges_before_its_sync_is_found() {
-    let said = find("acknowledge-before-sync", 40);
-    // openraft's own check may end the node first; the cluster then waits for it in vain.
-    assert!(said.contains("panicked") || !said.contains("liveness"), "{said}");
-}
+/// Seeds of a mutant until it counts as not found.
+#[cfg(all(tokio_unstable, feature = "mutants"))]
+const SEEDS_MAX: u64 = 80;
 
-#[cfg(tokio_unstable)]
+/// What finds each mutant. openraft's own checks count: they end a node by a panic, which a cluster
+/// then waits for in vain.
+#[cfg(all(tokio_unstable, feature = "mutants"))]
 #[test]
-fn a_vote_that_is_cast_before_its_sync_is_found() {
-    let said = find("vote-before-sync", 60);
-    assert!(said.contains("election safety") || said.contains("panicked"), "{said}");
-}
+fn every_bug_that_is_put_in_is_found_by_what_it_breaks() {
+    use anchorhold_sim::Mutant;
 
-#[cfg(tokio_unstable)]
-#[test]
-fn a_node_that_forgets_which_requests_it_has_seen_is_found() {
-    assert!(find("operations-forgotten", 20).contains("state equality"));
+    let expected = |mutant: Mutant| -> (u64, &[&str]) {
+        match mutant {
+            Mutant::AcknowledgeBeforeSync => (0, &["election safety", "leader completeness"]),
+            Mutant::ApplyBeforeSync => (0, &["state"]),
+            Mutant::ReadWithoutQuorum => (0, &["linearizability"]),
+            Mutant::ApplySkipped => (0, &["state equality"]),
+            Mutant::EpochUnchecked => (0, &["old routes"]),
+            Mutant::OperationsForgotten => (0, &["state equality"]),
+            Mutant::StateTrusted => (0, &["state equality"]),
+            Mutant::VoteNotPersisted => (0, &["election safety"]),
+            Mutant::SnapshotHalf => (0, &["state equality"]),
+            Mutant::StalenessUnchecked => (0, &["staleness"]),
+        }
+    };
+    for mutant in Mutant::ALL {
+        let (first, signs) = expected(*mutant);
+        let said = find(*mutant, first);
+        let is_meant = said.contains("panicked") || signs.iter().any(|sign| said.contains(sign));
+        assert!(is_meant, "{}: {said}", mutant.name());
+    }
 }

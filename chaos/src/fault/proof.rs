@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PROBED_MAX: usize = 6;
 /// Tokens sent over a lossy link until one is lost.
 const TOKENS_MAX: u32 = 400;
+/// How long a heal waits for a node to come to its failpoint.
+const FAILPOINT_MAX: Duration = Duration::from_secs(5);
 /// How long a disk fault may go without meeting anyone.
 const DISK_HIT_MAX: Duration = Duration::from_secs(5);
 
@@ -39,6 +41,35 @@ pub(super) async fn dead(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Re
     }
     let refused = refused(driver, nodes).await;
     Ok(Seen::of(gone && refused, format!("{} processes are gone, their ports refuse", nodes.len())))
+}
+
+/// The nodes came to a failpoint and ended there. Waits a little for those that have not.
+pub(super) async fn ended_at(
+    driver: &ProcessDriver,
+    nodes: &[String],
+    point: &str,
+) -> anyhow::Result<Seen> {
+    let give_up = Instant::now() + FAILPOINT_MAX;
+    let words = format!("ended at the failpoint {point}");
+    let mut missing = nodes.to_vec();
+    loop {
+        let mut left = Vec::new();
+        for node in missing {
+            let has_ended = driver.process(&node)?.is_none();
+            if !(has_ended && driver.last_words(&node).contains(&words)) {
+                left.push(node);
+            }
+        }
+        missing = left;
+        if missing.is_empty() || give_up < Instant::now() {
+            let detail = match missing.as_slice() {
+                [] => format!("{} {words}", nodes.join(", ")),
+                missing => format!("{} did not come to {point}", missing.join(", ")),
+            };
+            return Ok(Seen::of(missing.is_empty(), detail));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// The links are as the cut says.

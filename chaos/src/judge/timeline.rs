@@ -18,6 +18,8 @@ pub(super) struct Story {
     pub(super) deaths: Vec<String>,
     /// Recoveries that were waited for and did not come in time.
     pub(super) missed: Vec<String>,
+    /// How often each failpoint was reached; empty if the nodes have none.
+    pub(super) failpoints: BTreeMap<String, u64>,
     pub(super) end_ns: u64,
 }
 
@@ -50,6 +52,7 @@ impl Story {
                 self.lateness_ms.push((t_ns, *p99_us as f64 / 1_000.0));
             }
             EventKind::Progress { .. } => {}
+            EventKind::Failpoints { hits } => self.failpoints.clone_from(hits),
             EventKind::NodeDied { node, how } => {
                 self.deaths.push(format!("node {node} ended by itself: {how}"));
             }

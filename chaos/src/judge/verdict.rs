@@ -17,6 +17,7 @@ use crate::report::{
     WorkloadSummary,
 };
 use crate::run_directory::{RunDescription, RunDirectory};
+use crate::scenario::FAILPOINTS;
 
 /// A sleeper that wakes so late, in milliseconds, says that the machine and not the cluster was
 /// slow: times measured then prove nothing against a budget.
@@ -124,6 +125,7 @@ fn assemble(
         faults,
         timeline,
         phases: story.phases.clone(),
+        failpoints: failpoints(story),
         texts: Texts {
             scenario: description.scenario_text.clone(),
             topology: description.topology_text.clone(),
@@ -131,6 +133,15 @@ fn assemble(
     };
     decide(&mut report, problems, story.missed.clone());
     report
+}
+
+/// All failpoints, with how often each was reached.
+fn failpoints(story: &Story) -> Vec<(String, u64)> {
+    if story.failpoints.is_empty() {
+        return Vec::new();
+    }
+    let hits = |name: &str| story.failpoints.get(name).copied().unwrap_or_default();
+    FAILPOINTS.iter().map(|(name, _)| ((*name).to_owned(), hits(name))).collect()
 }
 
 fn summary(judged: &Judged) -> WorkloadSummary {
@@ -157,6 +168,7 @@ fn facts(description: &RunDescription, state: &FinalState, duration_ns: u64) -> 
         nodes: description.zones.len(),
         zones: zones.len(),
         shards: state.shards.len(),
+        mutants: description.mutants.clone(),
     }
 }
 

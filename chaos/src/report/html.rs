@@ -8,6 +8,7 @@ use super::text::{duration, escaped, grouped, long_duration, moment, wall_time};
 use super::{FaultResult, InvariantState, RecoveryRow, Report, Spread, Verdict};
 use crate::checker::Violation;
 use crate::judge::{BUDGETS, Invariant, Statistic};
+use crate::scenario::FAILPOINTS;
 
 /// Faults that are listed one by one, at most.
 const FAULTS_MAX: usize = 500;
@@ -24,6 +25,7 @@ pub fn html(report: &Report) -> String {
         violations(report),
         workloads(report),
         faults(report),
+        failpoints(report),
         replay(report),
     ];
     let body = sections.concat();
@@ -51,6 +53,9 @@ fn verdict(report: &Report) -> String {
         wall_time(run.started_at_unix_ms),
         format!("anchorhold {}", run.version),
     ];
+    if !run.mutants.is_empty() {
+        facts.push(format!("with a bug put in on purpose: {}", run.mutants.join(", ")));
+    }
     facts.retain(|fact| !fact.is_empty());
     let mut html = format!(
         "<div class=\"card verdict {}\"><div class=\"badge\">{}</div><div><h1>{}</h1><p class=\"soft\">{}</p></div></div>",
@@ -384,6 +389,33 @@ fn fault_row(fault: &FaultResult) -> String {
         escaped(&fault.fault),
         escaped(&fault.target),
         escaped(&fault.detail)
+    )
+}
+
+fn failpoints(report: &Report) -> String {
+    if report.failpoints.is_empty() {
+        return String::new();
+    }
+    let text = |name: &str| {
+        let known = FAILPOINTS.iter().find(|(known, _)| *known == name);
+        known.map_or("", |(_, text)| text)
+    };
+    let row = |(name, hits): &(String, u64)| {
+        let hits = match hits {
+            0 => "<span class=\"pill warn\">never</span>".to_owned(),
+            hits => grouped(*hits),
+        };
+        format!(
+            "<tr><td><code>{}</code></td><td class=\"soft\">{}</td><td class=\"n\">{hits}</td></tr>",
+            escaped(name),
+            escaped(text(name))
+        )
+    };
+    let rows: String = report.failpoints.iter().map(row).collect();
+    let reached = report.failpoints.iter().filter(|(_, hits)| 0 < *hits).count();
+    format!(
+        "<h2>Failpoints</h2><div class=\"card\"><details><summary>{reached} of {} were reached</summary><div class=\"scroll\"><table><tr><th>place in the code</th><th></th><th class=\"n\">reached</th></tr>{rows}</table></div></details></div>",
+        report.failpoints.len()
     )
 }
 

@@ -53,9 +53,17 @@ impl Phases {
         self.findings.clone()
     }
 
-    pub(super) async fn all(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
+    pub(super) async fn all(
+        &mut self,
+        scenario: &Scenario,
+        time_max: Option<Duration>,
+    ) -> anyhow::Result<()> {
+        let begun = Instant::now();
         for round in 0..scenario.rounds {
             for phase in &scenario.phases {
+                if time_max.is_some_and(|max| max <= begun.elapsed()) {
+                    return Ok(());
+                }
                 let name = match scenario.rounds {
                     1 => phase.name.clone(),
                     _ => format!("{}#{}", phase.name, round + 1),

@@ -83,9 +83,11 @@ async fn sample(
 ) -> anyhow::Result<()> {
     let mut next = Instant::now();
     let mut turn = 0;
+    let mut hits = BTreeMap::new();
     while tick(&mut stopped, next).await {
         next = (next + SAMPLE_EVERY).max(Instant::now());
         turn += 1;
+        hits.extend(run.driver.failpoint_hits());
         let sample = run.driver.survey(turn).await.sample;
         run.events.append(EventKind::Sample(sample.clone()))?;
         let all = run.workloads.iter().map(crate::workload::RunningWorkload::progress);
@@ -100,6 +102,14 @@ async fn sample(
         };
         let elapsed = run.clock.elapsed();
         progress(&RunProgress { phase, faults, operations, cluster: words(&sample), elapsed });
+    }
+    hits.extend(run.driver.failpoint_hits());
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for (point, count) in hits.into_values().flatten() {
+        *sums.entry(point).or_default() += count;
+    }
+    if !sums.is_empty() {
+        run.events.append(EventKind::Failpoints { hits: sums })?;
     }
     Ok(())
 }

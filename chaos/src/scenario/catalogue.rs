@@ -61,6 +61,8 @@ pub enum FaultKind {
     DiskSyncError,
     /// Its disk takes its time.
     DiskStall,
+    /// It ends itself where its code reaches a failpoint; healed by a start.
+    CrashAt,
 }
 
 /// What a scenario says of a fault, defaults filled in. Which of them count is the kind's business.
@@ -88,6 +90,8 @@ pub struct FaultSettings {
     pub count: f64,
     /// Which file is damaged.
     pub file: DamagedFile,
+    /// The failpoint at which the node ends.
+    pub point: &'static str,
 }
 
 /// Which file of a node is damaged.
@@ -116,6 +120,7 @@ impl Default for FaultSettings {
             stall_ms: 1_000.0,
             count: 3.0,
             file: DamagedFile::Log,
+            point: "apply.committed",
         }
     }
 }
@@ -188,6 +193,7 @@ rows! {
     DiskWriteError "disk_write_error" [] true true "writes of the log fail: the node must end itself";
     DiskSyncError "disk_sync_error" [] true true "syncs of the log fail: the node must end itself";
     DiskStall "disk_stall" ["stall_ms"] true true "each write and sync takes longer";
+    CrashAt "crash_at" ["point"] true false "ends itself when its code next reaches a failpoint, started again";
 }
 
 impl Row {
@@ -261,7 +267,7 @@ mod tests {
             assert_eq!(row.kind.row().name, row.name);
         }
         // The last variant: with one more, this no longer compiles into the truth.
-        assert_eq!(FaultKind::DiskStall as usize + 1, ROWS.len());
+        assert_eq!(FaultKind::CrashAt as usize + 1, ROWS.len());
     }
 
     #[test]
@@ -273,7 +279,7 @@ mod tests {
             "loss is 1.5; it is a share from 0 to 1"
         );
         for row in ROWS {
-            for name in row.settings.iter().filter(|name| **name != "file") {
+            for name in row.settings.iter().filter(|name| !["file", "point"].contains(name)) {
                 assert!(!settings.set(name, f64::NAN).unwrap_err().contains("no setting"));
             }
         }

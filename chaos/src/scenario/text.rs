@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    DamagedFile, Fault, FaultKind, FaultSettings, Phase, ROWS, Row, Scenario, ScenarioError,
-    Selector, SwarmConfig, Wait, swarm,
+    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Row, Scenario,
+    ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
 };
 use crate::judge::{BUDGETS, Budget, Invariant, Statistic};
 use crate::workload::WorkloadConfig;
@@ -29,6 +29,8 @@ struct ScenarioText {
     workloads: Vec<Spanned<toml::Table>>,
     #[serde(default, rename = "phase")]
     phases: Vec<Spanned<PhaseText>>,
+    #[serde(default)]
+    node_settings: Vec<String>,
     #[serde(default)]
     invariants: Vec<Spanned<String>>,
     #[serde(default)]
@@ -130,6 +132,7 @@ fn build(file: &str, text: &str, parsed: ScenarioText) -> Result<Scenario, Wrong
         timeout: seconds("timeout_s", parsed.timeout_s.as_ref(), TIMEOUT_S)?,
         workloads: workloads.collect::<Result<_, _>>()?,
         phases: phases.collect::<Result<_, _>>()?,
+        node_settings: parsed.node_settings,
         invariants: invariants(&parsed.invariants)?,
         budgets: budgets(parsed.budgets)?,
     })
@@ -277,6 +280,13 @@ fn set(
         settings.file = *file;
         return Ok(());
     }
+    if name == "point" {
+        let known: Vec<_> = FAILPOINTS.iter().map(|(name, _)| *name).collect();
+        let found = value.as_str().and_then(failpoint);
+        settings.point =
+            found.ok_or_else(|| format!("point must be one of {}", known.join(", ")))?;
+        return Ok(());
+    }
     #[expect(clippy::cast_precision_loss, reason = "settings are small numbers")]
     let number = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64));
     settings.set(name, number.ok_or_else(|| format!("{name} must be a number"))?)
@@ -289,7 +299,10 @@ fn build_swarm(swarm: SwarmText) -> Result<SwarmConfig, Wrong> {
     let without = swarm.without.as_ref().map(list).transpose()?.unwrap_or_default();
     let mut kinds: Vec<FaultKind> = match &swarm.faults {
         Some(names) => list(names)?,
-        None => ROWS.iter().map(|row| row.kind).collect(),
+        // A failpoint need not be reached in time, which would be an error of the harness.
+        None => {
+            ROWS.iter().map(|row| row.kind).filter(|kind| *kind != FaultKind::CrashAt).collect()
+        }
     };
     kinds.retain(|kind| !without.contains(kind));
     if swarm.quorum_guard

@@ -2,7 +2,9 @@
 
 mod doctor;
 mod judge;
+mod mutants;
 mod run;
+mod sum;
 
 use anchorhold_chaos::failover::{self, FailoverConfig, FailoverReport, Round};
 use anyhow::Context as _;
@@ -25,8 +27,16 @@ enum Command {
     /// Exit codes: 0 passed, 1 an invariant was broken, 2 a budget was missed, 3 inconclusive, 4
     /// the harness could not do what it was asked.
     Run(run::RunArgs),
-    /// List the scenarios that come with this binary, and the catalogue of faults
+    /// List the scenarios that come with this binary, the catalogue of faults, or the failpoints
     List(run::ListArgs),
+    /// Put bugs into nodes, one after the other, and see that each is found
+    ///
+    /// Takes a node that was built with `--features chaos`. Fails if one is not found.
+    Mutants(mutants::MutantsArgs),
+    /// Add up runs: faults, acknowledged operations, lost, violations, hits of each kind of fault
+    ///
+    /// Exits with the code of the worst of them.
+    Sum(sum::SumArgs),
     /// Run again what a directory holds: same scenario, same seed
     Replay(run::ReplayArgs),
     /// Say what this machine and this binary can do, and why not
@@ -72,6 +82,8 @@ struct FailoverArgs {
 pub(crate) async fn run(args: ChaosArgs) -> anyhow::Result<()> {
     match args.command {
         Command::Run(args) => run::run(args).await,
+        Command::Mutants(args) => mutants::run(args).await,
+        Command::Sum(args) => sum::run(&args),
         Command::List(args) => run::list(&args),
         Command::Replay(args) => run::replay(args).await,
         Command::Doctor(args) => doctor::run(&args),

@@ -12,10 +12,21 @@
 //! Not here: what commands mean (`model`), where replicas should live (`placement`), gRPC for
 //! clients (`server`).
 
+/// Reaches a named place at which a fault harness can stop the node. Without the feature `chaos`
+/// it is nothing at all.
+macro_rules! failpoint {
+    ($hooks:expr, $name:literal) => {
+        #[cfg(feature = "chaos")]
+        $hooks.reach($name);
+    };
+}
+
 pub mod config;
 pub mod error;
 pub mod fitness;
 pub mod fence;
+#[cfg(feature = "chaos")]
+pub mod hooks;
 pub mod host;
 pub mod inspect;
 pub mod link;

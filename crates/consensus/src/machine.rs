@@ -69,6 +69,8 @@ pub(crate) struct MachineShared {
     pub(crate) applied: watch::Sender<Applied>,
     /// The catalog's state; `None` in a shard.
     pub(crate) catalog: Option<watch::Sender<Arc<CatalogState>>>,
+    #[cfg(feature = "chaos")]
+    pub(crate) hooks: crate::hooks::Hooks,
 }
 
 impl MachineShared {
@@ -174,6 +176,7 @@ impl Machine {
                 Ok(Reply::None)
             }
             EntryPayload::Membership(membership) => {
+                failpoint!(self.shared.hooks, "membership.apply");
                 header.membership = (&StoredMembership::new(
                     Some(log_id(entry.log_id.leader_id.term, index)),
                     membership.clone(),
@@ -203,6 +206,8 @@ impl Machine {
         let Some(shard) = header.shard.take() else {
             return Err(io::Error::other("a shard's entry reached a group without a shard"));
         };
+        #[cfg(feature = "chaos")]
+        let entry = self.shared.hooks.reroute(entry, &shard);
         let records = StoredRecords { state: &*self.shared.state, shard: &shard };
         let (outcomes, changes) =
             anchorhold_model::apply(&records, &entry).map_err(|error| self.shared.fail(&error))?;

@@ -25,6 +25,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
+#[cfg(feature = "chaos")]
+use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
@@ -185,6 +187,8 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         applied: watch::Sender::new(Applied::default()),
         catalog: (shard_id == ShardId::CATALOG)
             .then(|| watch::Sender::new(Arc::new(CatalogState::default()))),
+        #[cfg(feature = "chaos")]
+        hooks: parts.seams.hooks.clone(),
     };
     let header = match stored {
         Some(header) if !unfinished && file_end <= applied_end && purged_end <= applied_end => {
@@ -255,10 +259,13 @@ impl Replica {
         let shared = Arc::new(open_shared(parts, group)?);
         let log = GroupLogStorage::new(parts.seams.log.clone(), group, parts.seams.exit.clone());
         let (replaced, mut replacements) = watch::channel(0_u64);
+        let durable = log.durable();
+        #[cfg(feature = "chaos")]
+        let durable = parts.seams.hooks.gate(durable);
         let machine = Machine::new(
             shared.clone(),
             parts.listener.clone(),
-            log.durable(),
+            durable,
             Box::new(move || replaced.send_modify(|count| *count += 1)),
         );
         let read_rounds = Arc::new(AtomicU64::new(0));
@@ -508,6 +515,19 @@ impl Replica {
                 return Err(ProposeError::OutcomeUnknown { shard });
             }
         }
+    }
+
+    /// Puts commands into the log as they are: like those whose route was right when it was checked
+    /// and is not when they are applied.
+    ///
+    /// # Errors
+    /// [`ProposeError`] if they are not taken.
+    #[cfg(feature = "chaos")]
+    pub fn propose_unchecked(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<oneshot::Receiver<Result<Vec<Outcome>, ProposeError>>, ProposeError> {
+        self.proposer.submit(commands)
     }
 
     /// Proposes a catalog command on the catalog's leader.

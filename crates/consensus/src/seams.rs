@@ -31,6 +31,9 @@ pub struct Seams {
     pub snapshots: Arc<SnapshotStore>,
     /// Ends the process.
     pub exit: Arc<dyn Exit>,
+    /// Bugs and stops on command.
+    #[cfg(feature = "chaos")]
+    pub hooks: crate::hooks::Hooks,
 }
 
 /// Which address leads to a peer. One address per pair of nodes, so that a proxy can stand between

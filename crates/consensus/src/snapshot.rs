@@ -181,6 +181,7 @@ fn write_file(shared: &MachineShared) -> io::Result<SnapshotFile> {
         .map_err(io::Error::other)?;
     copy_rows(shared, &mut writer)?;
     let file = writer.finish().map_err(io::Error::other)?;
+    failpoint!(shared.hooks, "snapshot.written");
     shared.snapshots.retain_latest(shared.group).map_err(io::Error::other)?;
     Ok(file)
 }
@@ -236,6 +237,7 @@ pub(crate) async fn install(
     let (done, loaded) = oneshot::channel();
     let worker = shared.clone();
     let work = shared.offload.spawn(Box::new(move || {
+        failpoint!(worker.hooks, "snapshot.received");
         let result = take_over(&worker, file).and_then(|file| load(&worker, &file));
         let _ = worker
             .snapshots

@@ -83,6 +83,8 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),
             catalog: None::<watch::Sender<Arc<CatalogState>>>,
+            #[cfg(feature = "chaos")]
+            hooks: crate::hooks::Hooks::default(),
         });
         let log = GroupLogStorage::new(log, group, Arc::new(Silent));
         // The suite applies entries that it never appended: here apply must not wait for the log.

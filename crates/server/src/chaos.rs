@@ -3,7 +3,7 @@
 //!
 //! The harness writes what it wants to a control file; the node looks at it many times a second,
 //! does it, and answers in a file beside it: which generation it has taken over, what its clock
-//! says, and how often each fault met someone. What is wanted when the node starts holds before its
+//! says, and how often each fault met someone and each failpoint was reached. What is wanted when the node starts holds before its
 //! stores are opened.
 //!
 //! Not here: deciding what to break (the harness), the disk itself (`storage::faults`).
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anchorhold_consensus::Clock;
+use anchorhold_consensus::hooks::{HookedLog, HookedState, Hooks, Mutant};
 use anchorhold_model::Timestamp;
 use anchorhold_storage::LogConfig;
 use anchorhold_storage::faults::{DiskFaults, DiskSwitch, FaultyFs, FaultyState};
@@ -51,6 +52,10 @@ pub struct Wanted {
     /// Bytes of the log's segments, small ones so that a short run has many; 0 leaves them as they
     /// are. Read at the start only.
     pub log_segment_bytes: u64,
+    /// Bugs that are put in on purpose, by name. Some take effect at the next start only.
+    pub mutants: Vec<String>,
+    /// The failpoint at which the process ends when it next reaches it; empty: none.
+    pub ends_at: String,
 }
 
 /// The one place where these are written down: nothing is wrong.
@@ -66,7 +71,20 @@ impl Default for Wanted {
             disk_stall_ms: 0,
             holds_unsynced: false,
             log_segment_bytes: 0,
+            mutants: Vec::new(),
+            ends_at: String::new(),
         }
+    }
+}
+
+impl Wanted {
+    /// The mutants by name.
+    fn mutants(&self) -> io::Result<Vec<Mutant>> {
+        let named = |name: &String| {
+            let unknown = || io::Error::other(format!("there is no mutant {name:?}"));
+            Mutant::named(name).ok_or_else(unknown)
+        };
+        self.mutants.iter().map(named).collect()
     }
 }
 
@@ -85,6 +103,12 @@ pub struct Applied {
 
 /// Between two looks at the control file.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Looks between two answers to nothing new: failpoints are counted all the time.
+const LOOKS_PER_ANSWER: u32 = 50;
+/// What an answer's counts of failpoints begin with.
+pub const FAILPOINT: &str = "failpoint ";
+/// Exit code of a process that ended at a failpoint.
+const EXIT_CODE_FAILPOINT: i32 = 71;
 
 impl NodeSeams {
     /// The seams of this process, to be broken through a control file.
@@ -95,22 +119,35 @@ impl NodeSeams {
         let wanted = read(control_file)?;
         let disk = DiskSwitch::new(wanted.holds_unsynced);
         let clock = Arc::new(ChaosClock::new(SystemClock::start()));
+        let hooks = Hooks::new(end_at);
         let control = Control {
             answer_file: control_file.with_extension("applied.json"),
             control_file: control_file.to_owned(),
             clock: Arc::clone(&clock),
             disk: Arc::clone(&disk),
+            hooks: hooks.clone(),
         };
-        control.apply(&wanted);
+        control.apply(&wanted)?;
         control.answer(wanted.generation)?;
         let builder = std::thread::Builder::new().name("chaos".to_owned());
         builder.spawn(move || control.follow(wanted.generation))?;
         Ok(Self {
             clock,
-            open: Arc::new(BreakableStores { disk, log: log_config(&wanted) }),
+            open: Arc::new(BreakableStores {
+                disk,
+                log: log_config(&wanted),
+                hooks: hooks.clone(),
+            }),
+            hooks,
             ..Self::real()
         })
     }
+}
+
+/// Ends the process as a crash does: nothing is finished, nothing is said to anybody.
+fn end_at(point: &str) {
+    eprintln!("anchorhold: ended at the failpoint {point}");
+    std::process::exit(EXIT_CODE_FAILPOINT);
 }
 
 fn log_config(wanted: &Wanted) -> LogConfig {
@@ -131,25 +168,30 @@ struct Control {
     answer_file: PathBuf,
     clock: Arc<ChaosClock<SystemClock>>,
     disk: Arc<DiskSwitch>,
+    hooks: Hooks,
 }
 
 impl Control {
     fn follow(&self, mut generation: u64) {
-        loop {
+        for look in 1_u32.. {
             std::thread::sleep(LOOK_INTERVAL);
             // The harness replaces the file whole. One that is gone means that the run is over.
             let Ok(wanted) = read(&self.control_file) else { continue };
-            if wanted.generation != generation {
-                self.apply(&wanted);
-                match self.answer(wanted.generation) {
-                    Ok(()) => generation = wanted.generation,
-                    Err(error) => tracing::warn!(%error, "the harness gets no answer"),
-                }
+            let is_new = wanted.generation != generation;
+            if !is_new && !look.is_multiple_of(LOOKS_PER_ANSWER) {
+                continue;
+            }
+            let done = if is_new { self.apply(&wanted) } else { Ok(()) };
+            match done.and_then(|()| self.answer(wanted.generation)) {
+                Ok(()) => generation = wanted.generation,
+                Err(error) => tracing::warn!(%error, "the harness gets no answer"),
             }
         }
     }
 
-    fn apply(&self, wanted: &Wanted) {
+    fn apply(&self, wanted: &Wanted) -> io::Result<()> {
+        self.hooks.set_mutants(&wanted.mutants()?);
+        self.hooks.end_at(Some(wanted.ends_at.as_str()).filter(|point| !point.is_empty()));
         self.clock.set(wanted.clock_offset_ms, wanted.clock_drift);
         self.disk.set(DiskFaults {
             full: wanted.disk_full,
@@ -157,6 +199,7 @@ impl Control {
             sync_error: wanted.disk_sync_error,
             stall: Duration::from_millis(wanted.disk_stall_ms),
         });
+        Ok(())
     }
 
     fn answer(&self, generation: u64) -> io::Result<()> {
@@ -168,12 +211,12 @@ impl Control {
             ("disk_stall", hits.stall),
             ("held_writes", hits.held),
         ];
-        let applied = Applied {
-            generation,
-            pid: std::process::id(),
-            wall_ms: self.clock.wall().0,
-            hits: hits.map(|(name, count)| (name.to_owned(), count)).into(),
-        };
+        let mut hits: BTreeMap<String, u64> =
+            hits.map(|(name, count)| (name.to_owned(), count)).into();
+        let points = self.hooks.hits().into_iter();
+        hits.extend(points.map(|(point, count)| (format!("{FAILPOINT}{point}"), count)));
+        let applied =
+            Applied { generation, pid: std::process::id(), wall_ms: self.clock.wall().0, hits };
         let beside = self.answer_file.with_extension("new");
         std::fs::write(&beside, serde_json::to_vec(&applied)?)?;
         std::fs::rename(beside, &self.answer_file)
@@ -239,6 +282,7 @@ impl<C: Clock> Clock for ChaosClock<C> {
 struct BreakableStores {
     disk: Arc<DiskSwitch>,
     log: LogConfig,
+    hooks: Hooks,
 }
 
 impl OpenStores for BreakableStores {
@@ -246,7 +290,10 @@ impl OpenStores for BreakableStores {
         let fs = FaultyFs::new(Arc::new(RealFs), Arc::clone(&self.disk));
         let stores = open_stores(Arc::new(fs), self.log, data_dir)?;
         let state = FaultyState::new(stores.state, Arc::clone(&self.disk));
-        Ok(Stores { state: Arc::new(state), ..stores })
+        let state = HookedState::open(Arc::new(state), self.hooks.clone())
+            .map_err(|error| NodeError::Store { store: "state", reason: error.to_string() })?;
+        let log = HookedLog::new(stores.log, self.hooks.clone());
+        Ok(Stores { log: Arc::new(log), state: Arc::new(state), ..stores })
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {

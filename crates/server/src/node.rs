@@ -56,6 +56,9 @@ pub struct NodeSeams {
     pub open: Arc<dyn OpenStores>,
     /// Listens to the client and the peer port.
     pub listen: Arc<dyn Listen>,
+    /// Bugs and stops on command.
+    #[cfg(feature = "chaos")]
+    pub hooks: anchorhold_consensus::hooks::Hooks,
 }
 
 /// Opens the stores of a node.
@@ -295,6 +298,8 @@ impl NodeSeams {
             state: Arc::clone(&stores.state),
             snapshots: Arc::clone(&stores.snapshots),
             exit: Arc::clone(&self.exit),
+            #[cfg(feature = "chaos")]
+            hooks: self.hooks.clone(),
         }
     }
 }

@@ -207,6 +207,8 @@ impl NodeSeams {
             seed: rand::random(),
             open: Arc::new(DiskStores),
             listen: Arc::new(TcpListen),
+            #[cfg(feature = "chaos")]
+            hooks: anchorhold_consensus::hooks::Hooks::default(),
         }
     }
 }

@@ -65,6 +65,7 @@ fn describe(directory: &RunDirectory, access: &ClusterAccess) {
         invariants,
         budgets: BTreeMap::from([("write_gap_ms_max".to_owned(), 60_000.0)]),
         zones,
+        mutants: Vec::new(),
     };
     directory.describe(&description).unwrap();
 }

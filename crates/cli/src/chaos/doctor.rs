@@ -132,11 +132,14 @@ mod tests {
             disk_stall_ms: 3,
             holds_unsynced: true,
             log_segment_bytes: 4,
+            mutants: vec!["apply-skipped".to_owned()],
+            ends_at: "log.durable".to_owned(),
         };
         let text = serde_json::to_string(&wanted).unwrap();
         let read: chaos::Wanted = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&wanted).unwrap());
         assert_eq!(control::CONTROL_VARIABLE, chaos::CONTROL_VARIABLE);
+        assert_eq!(control::FAILPOINT, chaos::FAILPOINT);
     }
 
     /// What a released binary must not hold is not even compiled without the feature.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anchorhold_chaos::judge;
 use anchorhold_chaos::report::{InvariantState, Report};
 use anchorhold_chaos::run_directory::RunDirectory;
-use anyhow::Context as _;
 use clap::Args;
 
 use crate::exit::{Exit, Failure};
@@ -49,12 +48,7 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
 /// If the run was never judged, or the disk fails.
 pub(super) fn report(args: &ReportArgs) -> anyhow::Result<()> {
     let directory = RunDirectory::open(&args.directory)?;
-    let path = directory.report_json();
-    let text = std::fs::read(&path).with_context(|| {
-        format!("{} cannot be read: judge the run first, with `chaos check`", path.display())
-    })?;
-    let report: Report = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is no report of this version", path.display()))?;
+    let report = super::sum::read(&directory)?;
     judge::write(&report, &directory)?;
     println!("{}", directory.report_html().display());
     Ok(())

@@ -2,15 +2,18 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anchorhold_chaos::judge;
+use anchorhold_chaos::judge::{self, Sums};
+use anchorhold_chaos::mutants::NodeMutant;
+use anchorhold_chaos::report::Report;
 use anchorhold_chaos::run::{self, RunConfig, RunOutcome, RunProgress};
 use anchorhold_chaos::run_directory::RunDirectory;
-use anchorhold_chaos::scenario::{ROWS, Scenario};
-use anyhow::Context as _;
+use anchorhold_chaos::scenario::{FAILPOINTS, ROWS, Scenario};
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use super::doctor;
+use super::{doctor, sum};
 use crate::exit::{Exit, Failure};
 use crate::output;
 
@@ -18,7 +21,11 @@ use crate::output;
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     /// A scenario that comes with this binary, or a file
-    scenario: String,
+    #[arg(required_unless_present = "all")]
+    scenario: Option<String>,
+    /// Every scenario that comes with this binary, one after the other, and their sums
+    #[arg(long, conflicts_with_all = ["scenario", "out"])]
+    all: bool,
     #[command(flatten)]
     how: HowArgs,
     /// Everything random follows from it [default: the scenario's, else a random one]
@@ -36,26 +43,32 @@ pub(crate) struct ReplayArgs {
 }
 
 /// How to run, whatever is run.
-#[derive(Args, Debug)]
-struct HowArgs {
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct HowArgs {
     /// Rounds, instead of the scenario's
     #[arg(long)]
-    rounds: Option<usize>,
+    pub(super) rounds: Option<usize>,
+    /// Go through the phases over and over until so many minutes have passed
+    #[arg(long, value_name = "MINUTES", conflicts_with = "rounds")]
+    pub(super) minutes: Option<f64>,
     /// What runs the nodes
     #[arg(long, default_value = "process", value_parser = ["process"])]
-    driver: String,
+    pub(super) driver: String,
     /// Where to keep the run; must not exist yet [default: chaos-runs/SCENARIO-SEED]
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// The node binary [default: this one]
     #[arg(long, value_name = "FILE")]
-    binary: Option<PathBuf>,
+    pub(super) binary: Option<PathBuf>,
     /// Keep the nodes' data too
     #[arg(long)]
-    keep_data: bool,
+    pub(super) keep_data: bool,
     /// Any setting of the nodes, such as consensus.heartbeat_ms=50
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    pub(super) settings: Vec<String>,
+    /// A bug to put in, to see that it is found: NAME, or NAME@NODE; see `chaos mutants --list`
+    #[arg(long = "mutant", value_name = "NAME[@NODE]")]
+    pub(super) mutants: Vec<NodeMutant>,
 }
 
 /// Flags of `chaos list`.
@@ -64,6 +77,9 @@ pub(crate) struct ListArgs {
     /// List the faults instead
     #[arg(long)]
     faults: bool,
+    /// List the failpoints instead: the places at which `crash_at` ends a node
+    #[arg(long, conflicts_with = "faults")]
+    failpoints: bool,
 }
 
 /// Lists scenarios or faults.
@@ -79,6 +95,11 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<()> {
         println!("{}", output::table(["FAULT", "SETTINGS", "NEEDS", "WHAT IT DOES"], rows));
         return Ok(());
     }
+    if args.failpoints {
+        let rows = FAILPOINTS.iter().map(|(name, text)| [(*name).to_owned(), (*text).to_owned()]);
+        println!("{}", output::table(["FAILPOINT", "WHAT THE CODE DOES THERE"], rows));
+        return Ok(());
+    }
     let mut rows = Vec::new();
     for name in Scenario::shipped() {
         let (scenario, _) = Scenario::load(name)?;
@@ -91,15 +112,43 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a scenario.
+/// Runs a scenario, or all.
 ///
 /// # Errors
 /// If it cannot be run. What it showed is the process's exit code.
 pub(crate) async fn run(args: RunArgs) -> anyhow::Result<()> {
-    let (scenario, text) = Scenario::load(&args.scenario)
+    let Some(named) = args.scenario else { return run_all(args.seed, args.how).await };
+    let (scenario, text) = Scenario::load(&named)
         .map_err(|error| Failure::new(Exit::Usage, format!("{error:#}"), ""))?;
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
-    go(scenario, text, seed, &args.scenario, args.how).await
+    let report = one(scenario, text, seed, &named, args.how).await?;
+    std::process::exit(i32::from(report.verdict.exit_code()));
+}
+
+/// Runs every scenario, whatever the ones before it showed.
+async fn run_all(seed: Option<u64>, how: HowArgs) -> anyhow::Result<()> {
+    let hooks = doctor::has_hooks(&binary(&how)?)?;
+    let (mut reports, mut skipped) = (Vec::new(), Vec::new());
+    for name in Scenario::shipped() {
+        let (scenario, text) = Scenario::load(name)?;
+        if scenario.needs_hooks() && !hooks {
+            skipped.push(name);
+            continue;
+        }
+        let seed = seed.or(scenario.seed).unwrap_or_else(rand::random);
+        reports.push(one(scenario, text, seed, name, how.clone()).await?);
+    }
+    let sums = Sums::of(&reports);
+    println!("\n{}", sum::render(&sums));
+    if !skipped.is_empty() {
+        println!(
+            "\nskipped, because this node cannot be broken from inside: {}",
+            skipped.join(", ")
+        );
+    }
+    // What was skipped proves nothing.
+    let code = if skipped.is_empty() { sums.exit_code } else { sums.exit_code.max(INCONCLUSIVE) };
+    std::process::exit(i32::from(code));
 }
 
 /// Runs again what a directory holds.
@@ -107,32 +156,54 @@ pub(crate) async fn run(args: RunArgs) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run()`].
 pub(crate) async fn replay(args: ReplayArgs) -> anyhow::Result<()> {
-    let described = RunDirectory::open(&args.run)?.description()?;
+    // Not 2, which would say that a budget was missed: 4, as for an error of the harness.
+    let no_run = |error: anyhow::Error| Failure::new(Exit::NotFound, format!("{error:#}"), "");
+    let opened = RunDirectory::open(&args.run).map_err(no_run)?;
+    let described = opened.description().map_err(no_run)?;
     let file = args.run.join("run.json").display().to_string();
-    let scenario = Scenario::parse(&file, &described.scenario_text)
-        .map_err(|error| Failure::new(Exit::Usage, error.to_string(), ""))?;
+    let scenario =
+        Scenario::parse(&file, &described.scenario_text).map_err(|error| no_run(error.into()))?;
+    let mut how = args.how;
+    if how.mutants.is_empty() {
+        let mutants = described.mutants.iter().map(|mutant| mutant.parse::<NodeMutant>());
+        how.mutants = mutants.collect::<Result<_, _>>().map_err(|error| no_run(anyhow!(error)))?;
+    }
     let name = scenario.name.clone();
-    go(scenario, described.scenario_text, described.seed, &name, args.how).await
+    let report = one(scenario, described.scenario_text, described.seed, &name, how).await?;
+    std::process::exit(i32::from(report.verdict.exit_code()));
 }
 
-async fn go(
+fn binary(how: &HowArgs) -> anyhow::Result<PathBuf> {
+    match &how.binary {
+        Some(binary) => Ok(binary.clone()),
+        None => std::env::current_exe().context("cannot find this binary"),
+    }
+}
+
+/// Runs one scenario, and judges and prints what it showed.
+///
+/// # Errors
+/// If there is nothing to judge: the harness could not do what it was asked.
+pub(super) async fn one(
     mut scenario: Scenario,
     scenario_text: String,
     seed: u64,
     named: &str,
     how: HowArgs,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Report> {
     if let Some(rounds) = how.rounds {
         scenario.rounds = rounds.max(1);
     }
-    let binary = match how.binary {
-        Some(binary) => binary,
-        None => std::env::current_exe().context("cannot find this binary")?,
-    };
-    let directory = how.out.unwrap_or_else(|| free_directory(&scenario.name, seed));
+    let time_max = how.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes.max(0.0)));
+    if time_max.is_some() {
+        scenario.rounds = usize::MAX;
+    }
+    let binary = binary(&how)?;
     let name = scenario.name.clone();
+    let usual = || free_directory(&Path::new("chaos-runs").join(format!("{name}-{seed}")));
+    let directory = how.out.unwrap_or_else(usual);
     let config = RunConfig {
-        replay: format!("anchorhold chaos run {named} --seed {seed} --rounds {}", scenario.rounds),
+        replay: replay_command(named, seed, &how.mutants, how.minutes, scenario.rounds),
         has_hooks: doctor::has_hooks(&binary)?,
         scenario,
         scenario_text,
@@ -141,6 +212,8 @@ async fn go(
         binary,
         keeps_data: how.keep_data,
         node_arguments: how.settings.iter().map(|setting| format!("--set={setting}")).collect(),
+        time_max,
+        mutants: how.mutants,
     };
     eprintln!("{name}, seed {seed}, everything is kept in {}", directory.display());
     let is_live = std::io::stderr().is_terminal();
@@ -148,7 +221,7 @@ async fn go(
     let outcome = tokio::select! {
         outcome = running => outcome,
         // Dropping the run ends its cluster.
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted: the cluster was ended")),
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted: the cluster was ended")),
     };
     if is_live {
         eprintln!();
@@ -156,12 +229,27 @@ async fn go(
     finish(outcome, &directory)
 }
 
-/// `chaos-runs/NAME-SEED`, with a number behind it if that is taken.
-fn free_directory(name: &str, seed: u64) -> PathBuf {
-    let base = Path::new("chaos-runs").join(format!("{name}-{seed}"));
+fn replay_command(
+    named: &str,
+    seed: u64,
+    mutants: &[NodeMutant],
+    minutes: Option<f64>,
+    rounds: usize,
+) -> String {
+    let mut command = format!("anchorhold chaos run {named} --seed {seed}");
+    match minutes {
+        Some(minutes) => command.push_str(&format!(" --minutes {minutes}")),
+        None => command.push_str(&format!(" --rounds {rounds}")),
+    }
+    mutants.iter().for_each(|mutant| command.push_str(&format!(" --mutant {mutant}")));
+    command
+}
+
+/// A path that nothing takes yet: this one, or one with a number behind it.
+pub(super) fn free_directory(base: &Path) -> PathBuf {
     let numbered = |number: u32| PathBuf::from(format!("{}.{number}", base.display()));
-    let names = std::iter::once(base.clone()).chain((2..).map(numbered));
-    names.into_iter().find(|path| !path.exists()).unwrap_or(base)
+    let mut names = std::iter::once(base.to_owned()).chain((2..).map(numbered));
+    names.find(|path| !path.exists()).unwrap_or_else(|| base.to_owned())
 }
 
 /// One line that is written over, or a line every ten seconds where nobody looks.
@@ -181,8 +269,8 @@ fn show(progress: &RunProgress, is_live: bool) {
     }
 }
 
-/// Judges what came of it, prints it, and ends the process with the exit code that says so.
-fn finish(outcome: anyhow::Result<RunOutcome>, directory: &Path) -> anyhow::Result<()> {
+/// Judges what came of it and prints it.
+fn finish(outcome: anyhow::Result<RunOutcome>, directory: &Path) -> anyhow::Result<Report> {
     match outcome {
         Ok(outcome) => println!("{}", render(&outcome)),
         Err(error) => eprintln!("error: {error:#}"),
@@ -192,20 +280,16 @@ fn finish(outcome: anyhow::Result<RunOutcome>, directory: &Path) -> anyhow::Resu
         judge::write(&report, &run)?;
         Ok((report, run))
     });
-    let (report, run) = match judged {
-        Ok(judged) => judged,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            std::process::exit(HARNESS_ERROR);
-        }
-    };
+    // Exit code 4: an error of the harness.
+    let no_run = |error: anyhow::Error| Failure::new(Exit::NotFound, format!("{error:#}"), "");
+    let (report, run) = judged.map_err(no_run)?;
     let reasons = report.reasons.iter().map(|reason| format!("\n  {reason}")).collect::<String>();
     println!("\n{}{reasons}\n\nreport: {}", report.verdict.text(), run.report_html().display());
-    std::process::exit(i32::from(report.verdict.exit_code()));
+    Ok(report)
 }
 
-/// Exit code of a run whose harness could not do what it was asked.
-const HARNESS_ERROR: i32 = 4;
+/// Exit code of a run that decides nothing.
+const INCONCLUSIVE: u8 = 3;
 
 fn render(outcome: &RunOutcome) -> String {
     let listed = |items: &[String]| match items {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::leading::LEADS_CHECK;
 use super::{LeaderHint, Replica};
 use crate::error::ReadError;
+#[cfg(feature = "chaos")]
+use crate::hooks::Mutant;
 use crate::link::Question;
 use crate::read::{ReadLevel, ReadView};
 use crate::reads::{Confirmed, RoundFailure};
@@ -17,6 +19,10 @@ impl Replica {
     /// One confirmed index: from this replica if it leads, else from the leader.
     async fn confirm(&self, timeout: Duration) -> Result<u64, RoundFailure> {
         if self.is_leader() {
+            #[cfg(feature = "chaos")]
+            if self.seams.hooks.has(Mutant::ReadWithoutQuorum) {
+                return Ok(self.applied.borrow().end.saturating_sub(1));
+            }
             return match tokio::time::timeout(timeout, self.rounds.confirm()).await {
                 Ok(result) => result,
                 Err(_) => Err(RoundFailure::NoQuorum),
@@ -121,6 +127,8 @@ impl Replica {
                 Ok(self.view(Some(Duration::ZERO)))
             }
             ReadLevel::BoundedStaleness { staleness_max } => {
+                #[cfg(feature = "chaos")]
+                let staleness_max = self.seams.hooks.staleness_max(staleness_max);
                 let applied_end = self.applied.borrow().end;
                 if let Some(confirmed) = self.freshness.newest(applied_end) {
                     let staleness = self.freshness.now().saturating_sub(confirmed.asked);

@@ -339,6 +339,8 @@ fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
         state,
         snapshots: Arc::new(SnapshotStore::open(disk.dir.path()).unwrap()),
         exit,
+        #[cfg(feature = "chaos")]
+        hooks: anchorhold_consensus::hooks::Hooks::default(),
     }
 }
 
