@@ -103,15 +103,15 @@ fn every_bug_that_is_put_in_is_found_by_what_it_breaks() {
 
     let expected = |mutant: Mutant| -> (u64, &[&str]) {
         match mutant {
-            Mutant::AcknowledgeBeforeSync => (0, &["election safety", "leader completeness"]),
-            Mutant::ApplyBeforeSync => (0, &["state"]),
-            Mutant::ReadWithoutQuorum => (0, &["linearizability"]),
+            Mutant::AcknowledgeBeforeSync => (2, &["election safety", "leader completeness"]),
+            Mutant::ApplyBeforeSync => (10, &["state", "leader completeness"]),
+            Mutant::ReadWithoutQuorum => (20, &["linearizability"]),
             Mutant::ApplySkipped => (0, &["state equality"]),
             Mutant::EpochUnchecked => (0, &["old routes"]),
-            Mutant::OperationsForgotten => (0, &["state equality"]),
-            Mutant::StateTrusted => (0, &["state equality"]),
-            Mutant::VoteNotPersisted => (0, &["election safety"]),
-            Mutant::SnapshotHalf => (0, &["state equality"]),
+            Mutant::OperationsForgotten => (1, &["state equality"]),
+            Mutant::StateTrusted => (2, &["state equality"]),
+            Mutant::VoteNotPersisted => (1, &["election safety"]),
+            Mutant::SnapshotHalf => (1, &["state equality"]),
             Mutant::StalenessUnchecked => (0, &["staleness"]),
         }
     };
