@@ -7,8 +7,10 @@
 //!
 //! Not here: which faults there are and when (`fault`, `run`).
 
+mod fabric;
 mod files;
 mod guard;
+mod namespaces;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +28,11 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+pub use self::fabric::{DriverKind, Fabric, Packets};
 pub use self::files::Damage;
-use self::guard::PauseGuard;
+pub(crate) use self::guard::PauseGuard;
+pub use self::namespaces::{INSIDE_VARIABLE, available as namespaces_available};
+use self::namespaces::{NAMESPACE_VARIABLE, Namespaces};
 pub use self::survey::Survey;
 use crate::control::{CONTROL_VARIABLE, Control, FAILPOINT};
 use crate::cut::Cut;
@@ -39,6 +44,8 @@ use crate::workload::{ClusterAccess, NodeAccess};
 /// How to start a cluster to break.
 #[derive(Clone, Debug)]
 pub struct DriverConfig {
+    /// How nodes are run.
+    pub kind: DriverKind,
     /// The node binary.
     pub binary: PathBuf,
     /// Which nodes.
@@ -82,7 +89,7 @@ pub struct NodeHandle {
 pub struct ProcessDriver {
     nodes: Vec<NodeHandle>,
     cluster: Mutex<ProcessCluster>,
-    mesh: Mesh,
+    fabric: Fabric,
     cuts: Mutex<Cuts>,
     controls: BTreeMap<String, Control>,
     guards: Mutex<BTreeMap<String, PauseGuard>>,
@@ -116,7 +123,10 @@ impl ProcessDriver {
     /// If one does not start; nothing is left behind then.
     pub async fn start(config: DriverConfig) -> anyhow::Result<Self> {
         let mut cluster = ProcessCluster::prepare(LaunchConfig {
-            binary: config.binary.clone(),
+            binary: match config.kind {
+                DriverKind::Process => config.binary.clone(),
+                DriverKind::Namespaces => wrapper(&config)?,
+            },
             topology: config.topology.clone(),
             data_dir: config.directory.clone(),
             node_arguments: config.node_arguments.clone(),
@@ -124,12 +134,7 @@ impl ProcessDriver {
             ready_timeout: READY_MAX,
             is_temporary: false,
         })?;
-        let nodes: Vec<NodeHandle> = cluster.state()?.nodes.iter().map(NodeHandle::of).collect();
-        let known: Vec<_> = nodes
-            .iter()
-            .map(|node| (node.name.clone(), node.peer_address, node.client_address))
-            .collect();
-        let mesh = Mesh::start(&known, config.seed).await?;
+        let (nodes, fabric) = join_up(&config, &mut cluster).await?;
         let (mut controls, mut extras) = (BTreeMap::new(), BTreeMap::new());
         for node in &nodes {
             let control = if config.has_hooks {
@@ -140,15 +145,14 @@ impl ProcessDriver {
             } else {
                 None
             };
-            let given = extras_of(node, &nodes, &mesh, control.as_ref())?;
+            let given = extras_of(node, &nodes, &fabric, control.as_ref())?;
             cluster.set_extras(&node.name, given.clone());
             extras.insert(node.name.clone(), given);
             controls.extend(control.map(|control| (node.name.clone(), control)));
         }
         cluster.start_all(|_| {}).await?;
         // Canaries in good times: a one-way fault is seen on a connection that is there already.
-        let links: Vec<_> = mesh.links().cloned().collect();
-        mesh.probe(&links, READY_MAX).await;
+        fabric.probe(&fabric.links(), READY_MAX).await;
         let admin_key = cluster.admin_key()?;
         let admin = |node: &NodeHandle| {
             let client = AdminClient::new(ClientConfig {
@@ -163,7 +167,7 @@ impl ProcessDriver {
         Ok(Self {
             admins: nodes.iter().map(admin).collect::<Result<_, _>>()?,
             cluster: Mutex::new(cluster),
-            mesh,
+            fabric,
             cuts: Mutex::default(),
             controls,
             guards: Mutex::default(),
@@ -195,9 +199,9 @@ impl ProcessDriver {
         names
     }
 
-    /// The proxies.
-    pub fn mesh(&self) -> &Mesh {
-        &self.mesh
+    /// What lies between the nodes.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
     }
 
     /// A node's control file.
@@ -215,7 +219,7 @@ impl ProcessDriver {
     pub async fn access(&self) -> anyhow::Result<ClusterAccess> {
         let ids = self.node_ids().await?;
         let node = |node: &NodeHandle| {
-            let endpoint = self.mesh.address(&Party::Clients, &node.name)?.to_string();
+            let endpoint = self.fabric.address(&Party::Clients, &node.name)?.to_string();
             let named = ids.iter().rev().find(|(_, name)| **name == node.name);
             Some(NodeAccess {
                 node_id: *named?.0,
@@ -375,7 +379,14 @@ impl ProcessDriver {
             Some(cut) => cuts.of_faults.insert(fault, cut),
             None => cuts.of_faults.remove(&fault),
         };
-        self.mesh.set(cuts.network());
+        self.show(&cuts);
+    }
+
+    fn show(&self, cuts: &Cuts) {
+        if let Err(error) = self.fabric.set(cuts.network()) {
+            // The fault's proof will find that it did not take.
+            eprintln!("the links are not as they shall be: {error:#}");
+        }
     }
 
     fn set_down(&self, names: &[String], is_down: bool) {
@@ -387,7 +398,7 @@ impl ProcessDriver {
                 cuts.down.remove(name);
             }
         }
-        self.mesh.set(cuts.network());
+        self.show(&cuts);
     }
 
     /// Nodes whose processes ended by themselves since the last look, and how.
@@ -444,7 +455,7 @@ impl ProcessDriver {
     /// Takes everything back that a fault can leave behind, and ends all nodes.
     pub async fn stop(self) {
         self.guards.lock().clear();
-        self.mesh.set(Network::default());
+        self.show(&Cuts::default());
         self.cluster.into_inner().stop().await;
     }
 }
@@ -477,23 +488,77 @@ impl NodeHandle {
     }
 }
 
-/// What a node is told so that everything goes through the proxies.
+/// Links the nodes up, and says where each is then.
+async fn join_up(
+    config: &DriverConfig,
+    cluster: &mut ProcessCluster,
+) -> anyhow::Result<(Vec<NodeHandle>, Fabric)> {
+    let handles = |cluster: &ProcessCluster| -> anyhow::Result<Vec<NodeHandle>> {
+        Ok(cluster.state()?.nodes.iter().map(NodeHandle::of).collect())
+    };
+    let nodes = handles(cluster)?;
+    if config.kind == DriverKind::Process {
+        let known: Vec<_> = nodes
+            .iter()
+            .map(|node| (node.name.clone(), node.peer_address, node.client_address))
+            .collect();
+        return Ok((nodes, Fabric::Proxies(Box::new(Mesh::start(&known, config.seed).await?))));
+    }
+    let names: Vec<String> = nodes.into_iter().map(|node| node.name).collect();
+    let namespaces = Namespaces::build(&names)?;
+    for name in &names {
+        let (address, _) = namespaces.of(name).context("a node has no namespace")?;
+        cluster.move_to(name, address)?;
+    }
+    let nodes = handles(cluster)?;
+    let packets = Packets::new(namespaces, &nodes);
+    Ok((nodes, Fabric::Packets(packets)))
+}
+
+/// What starts a node within its namespace.
+fn wrapper(config: &DriverConfig) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    std::fs::create_dir_all(&config.directory)?;
+    let path = config.directory.join("anchorhold-in-its-namespace");
+    let binary = std::fs::canonicalize(&config.binary)?;
+    let script = format!(
+        "#!/bin/sh\nexec nsenter --target \"${NAMESPACE_VARIABLE}\" --net -- '{}' \"$@\"\n",
+        binary.display()
+    );
+    std::fs::write(&path, script)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// What a node is told so that everything goes through the proxies, or stays in its namespace.
 fn extras_of(
     node: &NodeHandle,
     nodes: &[NodeHandle],
-    mesh: &Mesh,
+    fabric: &Fabric,
     control: Option<&Control>,
 ) -> anyhow::Result<NodeExtras> {
-    let for_clients = mesh.address(&Party::Clients, &node.name).context("no proxy for clients")?;
+    let path = |path: &Path| path.display().to_string();
+    let environment = control.map(|control| (CONTROL_VARIABLE.to_owned(), path(control.path())));
+    if let Fabric::Packets(packets) = fabric {
+        let (_, holder) = packets.namespaces.of(&node.name).context("a node has no namespace")?;
+        let namespace = (NAMESPACE_VARIABLE.to_owned(), holder.to_string());
+        return Ok(NodeExtras {
+            // The bridge is a network of the harness's own, which nobody else is on.
+            arguments: vec!["--insecure".to_owned()],
+            environment: environment.into_iter().chain([namespace]).collect(),
+            joins: false,
+        });
+    }
+    let for_clients =
+        fabric.address(&Party::Clients, &node.name).context("no proxy for clients")?;
     let others = nodes.iter().filter(|other| other.name != node.name);
     let dial = others.map(|other| {
-        let proxy = mesh.address(&Party::node(&node.name), &other.name);
+        let proxy = fabric.address(&Party::node(&node.name), &other.name);
         let proxy = proxy.context("no proxy between two nodes")?;
         Ok(format!("\"{}\" = \"{proxy}\"", other.peer_address))
     });
     let dial: Vec<String> = dial.collect::<anyhow::Result<_>>()?;
-    let path = |path: &Path| path.display().to_string();
-    let environment = control.map(|control| (CONTROL_VARIABLE.to_owned(), path(control.path())));
     Ok(NodeExtras {
         arguments: vec![
             format!("--client-advertised={for_clients}"),

@@ -338,16 +338,16 @@ async fn reset(
     period: Duration,
 ) -> anyhow::Result<String> {
     loop {
-        driver.mesh().reset(links.clone());
+        driver.fabric().reset(links.clone());
         sleep(period).await;
     }
 }
 
 fn links_of(driver: &ProcessDriver, nodes: &[String]) -> BTreeSet<LinkId> {
-    let touches = |link: &&LinkId| {
+    let touches = |link: &LinkId| {
         nodes.iter().any(|node| link.to == *node || link.from == crate::network::Party::node(node))
     };
-    driver.mesh().links().filter(touches).cloned().collect()
+    driver.fabric().links().into_iter().filter(touches).collect()
 }
 
 async fn clock(driver: &ProcessDriver, fault: &Fault, nodes: &[String]) -> anyhow::Result<Seen> {
@@ -447,8 +447,8 @@ impl ActiveFault {
             seen.detail = [seen.detail, started.join(", ")].join(" ").trim().to_owned();
         }
         // The next one-way fault is proved on connections that were made in good times.
-        let links: Vec<LinkId> = driver.mesh().links().cloned().collect();
-        driver.mesh().probe(&links, Duration::from_millis(500)).await;
+        let links = driver.fabric().links();
+        driver.fabric().probe(&links, Duration::from_millis(500)).await;
         Ok(seen)
     }
 

@@ -20,6 +20,7 @@ mod workload;
 pub use self::collect::{
     DigestRead, FinalNode, FinalReplica, FinalShard, FinalState, collect, read_final_state,
 };
+pub(crate) use self::collect::{read_back_file, save_final_state};
 pub use self::names::{BUDGETS, Budget, Invariant, Statistic};
 pub use self::sums::Sums;
 pub use self::verdict::{check, write};

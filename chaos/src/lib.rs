@@ -8,6 +8,7 @@
 //! * [`scenario`] says what goes wrong and when.
 //! * [`network`] says what all links shall be like, [`proxy`] makes them so.
 //! * [`mutants`]: bugs put in on purpose, and what must find each.
+//! * [`etcd`]: the same faults on etcd, to compare with.
 //! * [`failover`] kills the node that leads most shards, round after round.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
@@ -25,6 +26,7 @@ pub mod cut;
 pub mod control;
 pub mod driver;
 pub mod fault;
+pub mod etcd;
 pub mod mutants;
 pub mod run;
 pub mod failover;

@@ -23,10 +23,12 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::timeout;
 
+pub(crate) use self::lateness::Lateness;
 use self::phase::Phases;
+pub(crate) use self::phase::{Step, schedule};
 use self::watch::Watch;
 use crate::clock::RunClock;
-use crate::driver::{DriverConfig, ProcessDriver};
+use crate::driver::{DriverConfig, DriverKind, ProcessDriver};
 use crate::events::{EventKind, EventLog};
 use crate::judge;
 use crate::mutants::NodeMutant;
@@ -37,6 +39,8 @@ use crate::workload::{self, RunningWorkload};
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
+    /// How nodes are run.
+    pub driver: DriverKind,
     /// The scenario.
     pub scenario: Scenario,
     /// Its text.
@@ -120,6 +124,12 @@ pub async fn run(
         scenario.name,
         config.binary.display()
     );
+    for kind in scenario.kinds() {
+        if let Some(why) = config.driver.cannot(kind) {
+            let (driver, name) = (config.driver.name(), kind.row().name);
+            anyhow::bail!("the driver {driver} has no {name}: {why}");
+        }
+    }
     let directory = RunDirectory::create(&config.directory)?;
     directory.describe(&description(&config))?;
     let clock = RunClock::start();
@@ -149,6 +159,7 @@ async fn go(
     let mut rng = StdRng::seed_from_u64(config.seed);
     let driver = Arc::new(
         ProcessDriver::start(DriverConfig {
+            kind: config.driver,
             binary: config.binary.clone(),
             topology: scenario.topology.clone(),
             directory: directory.cluster(),
@@ -223,7 +234,7 @@ fn description(config: &RunConfig) -> RunDescription {
         scenario_text: config.scenario_text.clone(),
         topology_text: scenario.topology_text.clone(),
         seed: config.seed,
-        driver: "process".to_owned(),
+        driver: config.driver.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         binary: config.binary.display().to_string(),
         replay: config.replay.clone(),

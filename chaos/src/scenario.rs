@@ -11,7 +11,7 @@ mod selector;
 mod swarm;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -196,6 +196,15 @@ impl Scenario {
     /// Zone of each node, by name.
     pub fn zones(&self) -> BTreeMap<String, String> {
         self.topology.nodes().into_iter().map(|node| (node.name, node.zone)).collect()
+    }
+
+    /// The kinds of fault that it may do.
+    pub fn kinds(&self) -> BTreeSet<FaultKind> {
+        let of = |phase: &Phase| {
+            let swarm = phase.swarm.iter().flat_map(|swarm| swarm.kinds.clone());
+            phase.faults.iter().map(|fault| fault.kind).chain(swarm).collect::<Vec<_>>()
+        };
+        self.phases.iter().flat_map(of).collect()
     }
 
     /// Whether it needs nodes that can be broken on command.

@@ -33,5 +33,6 @@ pub use self::config::{
     ExpiryConfig, ListConfig, NearestConfig, RegisterConfig, SessionConfig, SetConfig,
     WorkloadConfig,
 };
+pub(crate) use self::pace::Pace;
 pub use self::running::{Progress, RunningWorkload, start};
 pub(crate) use self::wire::rows_of_page;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -218,6 +218,22 @@ impl ProcessCluster {
             self.start_node(name)?;
         }
         self.wait_ready(&names, &mut progress).await
+    }
+
+    /// A node listens at this address, at the ports it has, from its next start on. It has to be an
+    /// address of whatever network the node's process runs in.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn move_to(&mut self, name: &str, address: IpAddr) -> Result<(), LaunchError> {
+        self.file.update(|state| {
+            let node = state.node_mut(name)?;
+            for at in [&mut node.client_address, &mut node.peer_address, &mut node.http_address] {
+                at.set_ip(address);
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// What a node is given beside what all are, from its next start on.

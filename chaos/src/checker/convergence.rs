@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anchorhold_model::ShardId;
+
 use super::Findings;
 use crate::judge::{DigestRead, FinalShard, FinalState, Invariant};
 
@@ -13,17 +15,23 @@ pub fn check(state: &FinalState) -> Findings {
         .iter()
         .map(|node| (node.node_id, (node.region.as_str(), node.zone.as_str())))
         .collect();
+    let names: BTreeMap<u64, &str> =
+        state.nodes.iter().map(|node| (node.node_id, node.name.as_str())).collect();
     for shard in &state.shards {
         check_leader(shard, &mut findings);
-        check_digests(shard, &mut findings);
+        check_digests(shard, &names, &mut findings);
         check_zones(shard, &zones, &mut findings);
     }
     check_cover(&state.accounts, &state.shards, &mut findings);
     findings
 }
 
+/// As operators see it: `s3`.
 fn name(shard: &FinalShard) -> String {
-    if shard.shard_id == 0 { "the catalog".to_owned() } else { format!("shard {}", shard.shard_id) }
+    match ShardId(shard.shard_id) {
+        ShardId::CATALOG => "the catalog".to_owned(),
+        id => format!("shard {id}"),
+    }
 }
 
 fn check_leader(shard: &FinalShard, findings: &mut Findings) {
@@ -42,7 +50,8 @@ fn check_leader(shard: &FinalShard, findings: &mut Findings) {
     findings.violate(Invariant::OneLeader, text, Vec::new);
 }
 
-fn check_digests(shard: &FinalShard, findings: &mut Findings) {
+fn check_digests(shard: &FinalShard, names: &BTreeMap<u64, &str>, findings: &mut Findings) {
+    let node = |id: u64| names.get(&id).map_or_else(|| id.to_string(), |name| (*name).to_owned());
     findings.check(Invariant::ReplicasEqual, 1);
     let mut digests: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
     for replica in &shard.replicas {
@@ -52,7 +61,11 @@ fn check_digests(shard: &FinalShard, findings: &mut Findings) {
             }
             DigestRead::Failed(reason) => {
                 findings.leave_open(Invariant::ReplicasEqual, || {
-                    format!("node {} gave no digest of {}: {reason}", replica.node_id, name(shard))
+                    format!(
+                        "node {} gave no digest of {}: {reason}",
+                        node(replica.node_id),
+                        name(shard)
+                    )
                 });
             }
         }
@@ -63,7 +76,7 @@ fn check_digests(shard: &FinalShard, findings: &mut Findings) {
             .iter()
             .filter_map(|replica| match &replica.digest {
                 DigestRead::Made { applied_index, anchors, digest } if applied_index == index => {
-                    Some(format!("node {}: {digest} ({anchors} anchors)", replica.node_id))
+                    Some(format!("{} {digest} ({anchors} anchors)", node(replica.node_id)))
                 }
                 DigestRead::Made { .. } | DigestRead::Failed(_) => None,
             })

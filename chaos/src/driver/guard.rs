@@ -11,13 +11,13 @@ use anyhow::Context as _;
 
 /// As long as this lives, a process may be frozen. Dropping it lets the process go on.
 #[derive(Debug)]
-pub(super) struct PauseGuard {
+pub(crate) struct PauseGuard {
     process: ProcessIdentity,
     watcher: Child,
 }
 
 impl PauseGuard {
-    pub(super) fn start(process: ProcessIdentity) -> anyhow::Result<Self> {
+    pub(crate) fn start(process: ProcessIdentity) -> anyhow::Result<Self> {
         let watcher = Command::new("sh")
             .args(["-c", "cat >/dev/null; kill -CONT \"$1\"", "pause-guard"])
             .arg(process.pid.to_string())

@@ -8,13 +8,15 @@ use tokio::time::{Instant, sleep};
 use super::Seen;
 use crate::control::Applied;
 use crate::cut::Cut;
-use crate::driver::ProcessDriver;
+use crate::driver::{Fabric, ProcessDriver};
 use crate::network::{Flow, Network, Party};
 use crate::proxy::{LinkId, Probe};
 use crate::scenario::{Fault, FaultKind};
 
 /// How long a token has to not come through a stalled link.
 const SILENCE: Duration = Duration::from_millis(60);
+/// How long it may take until something was sent over every cut link.
+const DROPS_MAX: Duration = Duration::from_secs(5);
 /// How long a token may take over a slow one.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Links that are probed for one fault, at most.
@@ -28,8 +30,8 @@ const DISK_HIT_MAX: Duration = Duration::from_secs(5);
 
 /// Connections made through all proxies so far.
 pub(super) fn connections(driver: &ProcessDriver) -> u64 {
-    let mesh = driver.mesh();
-    let counters = mesh.links().filter_map(|link| mesh.counters(link));
+    let (fabric, links) = (driver.fabric(), driver.fabric().links());
+    let counters = links.iter().filter_map(|link| fabric.counters(link));
     counters.map(|counters| counters.connections.load(Ordering::Relaxed)).sum()
 }
 
@@ -74,7 +76,10 @@ pub(super) async fn ended_at(
 
 /// The links are as the cut says.
 pub(super) async fn links(driver: &ProcessDriver, cut: &Cut) -> Seen {
-    let network = driver.mesh().network();
+    if let Fabric::Packets(_) = driver.fabric() {
+        return packets(driver, cut).await;
+    }
+    let network = driver.fabric().network();
     let probed = probed_links(driver, cut, &network);
     if !cut.refusing.is_empty() {
         return Seen::of(refused(driver, &cut.refusing).await, "new connections are refused");
@@ -91,7 +96,7 @@ pub(super) async fn links(driver: &ProcessDriver, cut: &Cut) -> Seen {
         network.flow(&link.from, &to).stalled || network.flow(&to, &link.from).stalled
     };
     let wait = if probed.iter().any(is_stalled) { SILENCE } else { PATIENCE };
-    let probes = driver.mesh().probe(&probed, wait).await;
+    let probes = driver.fabric().probe(&probed, wait).await;
     let wrong: Vec<String> =
         probes.iter().filter_map(|(link, probe)| contradiction(&network, link, probe)).collect();
     let count = probes.len();
@@ -102,16 +107,46 @@ pub(super) async fn links(driver: &ProcessDriver, cut: &Cut) -> Seen {
     Seen::of(wrong.is_empty(), detail)
 }
 
+/// Packets were dropped between every two nodes that run and are cut off from each other, and
+/// somewhere at all: what clients send is theirs to decide.
+async fn packets(driver: &ProcessDriver, cut: &Cut) -> Seen {
+    let runs = |party: &Party| match party {
+        Party::Node(name) => matches!(driver.process(name), Ok(Some(_))),
+        Party::Clients => false,
+    };
+    let flows = cut.flows.iter().filter(|(from, to, _)| runs(from) && runs(to));
+    let wanted: Vec<(Party, Party)> =
+        flows.map(|(from, to, _)| (from.clone(), to.clone())).collect();
+    let give_up = Instant::now() + DROPS_MAX;
+    loop {
+        let dropped = match driver.fabric().dropped() {
+            Ok(dropped) => dropped.unwrap_or_default(),
+            Err(error) => return Seen::of(false, format!("{error:#}")),
+        };
+        let count = |pair: &(Party, Party)| dropped.get(pair).copied().unwrap_or_default();
+        let silent = wanted.iter().find(|pair| count(pair) == 0);
+        let sum: u64 = dropped.values().sum();
+        if (silent.is_none() && 0 < sum) || give_up < Instant::now() {
+            let detail = match silent {
+                None => format!("{sum} packets dropped so far, on every cut link"),
+                Some((from, to)) => format!("nothing from {from} to {to} was dropped"),
+            };
+            return Seen::of(silent.is_none() && 0 < sum, detail);
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The links that a cut touches, those to dead nodes left out.
 fn probed_links(driver: &ProcessDriver, cut: &Cut, network: &Network) -> Vec<LinkId> {
-    let touched = |link: &&LinkId| {
+    let touched = |link: &LinkId| {
         let to = Party::Node(link.to.clone());
         let is_touched = cut.flows.iter().any(|(from, towards, _)| {
             (*from == link.from && *towards == to) || (*from == to && *towards == link.from)
         });
         is_touched && !network.is_refusing(&link.to)
     };
-    driver.mesh().links().filter(touched).take(PROBED_MAX).cloned().collect()
+    driver.fabric().links().into_iter().filter(touched).take(PROBED_MAX).collect()
 }
 
 /// What a token's fate says against what was declared.
@@ -148,7 +183,7 @@ async fn refused(driver: &ProcessDriver, nodes: &[String]) -> bool {
     for _ in 0..50 {
         let mut all = true;
         for node in nodes {
-            if let Some(address) = driver.mesh().address(&Party::Clients, node) {
+            if let Some(address) = driver.fabric().address(&Party::Clients, node) {
                 all &= tokio::net::TcpStream::connect(address).await.is_err();
             }
         }
@@ -162,13 +197,13 @@ async fn refused(driver: &ProcessDriver, nodes: &[String]) -> bool {
 
 async fn lossy(driver: &ProcessDriver, links: &[LinkId]) -> Seen {
     let losses = || -> u64 {
-        let counters = links.iter().filter_map(|link| driver.mesh().counters(link));
+        let counters = links.iter().filter_map(|link| driver.fabric().counters(link));
         counters.map(|counters| counters.losses.load(Ordering::Relaxed)).sum()
     };
     let before = losses();
     let mut tokens = 0;
     while losses() == before && tokens < TOKENS_MAX {
-        driver.mesh().probe(links, PATIENCE).await;
+        driver.fabric().probe(links, PATIENCE).await;
         tokens += 1;
     }
     let lost = losses() - before;

@@ -115,8 +115,7 @@ const PAGE_SIZE: u32 = 1_000;
 /// recorded and judged.
 pub async fn collect(access: &ClusterAccess, directory: &RunDirectory) -> anyhow::Result<()> {
     let state = final_state(access).await.context("reading the cluster's shards")?;
-    let text = serde_json::to_vec_pretty(&state)?;
-    std::fs::write(state_file(directory), text).context("cannot write final/cluster.json")?;
+    save_final_state(directory, &state)?;
     for path in histories(directory)? {
         let header = HistoryReader::open(&path)?.header().clone();
         read_back(access, directory, &header)
@@ -124,6 +123,12 @@ pub async fn collect(access: &ClusterAccess, directory: &RunDirectory) -> anyhow
             .with_context(|| format!("reading back {}", header.name))?;
     }
     Ok(())
+}
+
+/// Writes down how the cluster was in the end.
+pub(crate) fn save_final_state(directory: &RunDirectory, state: &FinalState) -> anyhow::Result<()> {
+    let text = serde_json::to_vec_pretty(state)?;
+    std::fs::write(state_file(directory), text).context("cannot write final/cluster.json")
 }
 
 /// What [`collect`] read of the cluster.
@@ -154,7 +159,7 @@ pub(super) fn histories(directory: &RunDirectory) -> anyhow::Result<Vec<PathBuf>
 }
 
 /// Where what was read back of a workload stands.
-pub(super) fn read_back_file(directory: &RunDirectory, name: &str) -> PathBuf {
+pub(crate) fn read_back_file(directory: &RunDirectory, name: &str) -> PathBuf {
     directory.last().join(format!("{name}.bin"))
 }
 

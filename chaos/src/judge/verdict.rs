@@ -215,7 +215,12 @@ fn decide(report: &mut Report, problems: Vec<String>, mut missed: Vec<String>) {
         let name = one.invariant;
         match one.state {
             InvariantState::Broken => {
-                broken.push(format!("{name} was broken {} times", one.broken));
+                let first = report.violations.iter().find(|violation| violation.invariant == name);
+                let first = first.map_or(String::new(), |first| format!(": {}", first.text));
+                let times = if one.broken == 1 { "once" } else { "times" };
+                let count =
+                    if one.broken == 1 { String::new() } else { format!("{} ", one.broken) };
+                broken.push(format!("{name} was broken {count}{times}{first}"));
             }
             InvariantState::Undecided => {
                 open.push(format!("{name} could not be decided: {}", one.open[0]))

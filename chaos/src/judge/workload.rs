@@ -238,8 +238,12 @@ fn compare(
         findings.violate(
             Invariant::ReplicasComplete,
             || {
-                let there = found.get(id).map_or("nothing".to_owned(), |row| format!("value {}", row.value));
-                format!("after the heal node {node} holds {there} under {id:032x} where the API holds value {}", row.value)
+                let of = |row: &Row| {
+                    let version = row.version;
+                    format!("value {} of version {}-{}", row.value, version.incarnation, version.revision)
+                };
+                let (there, here) = (found.get(id).map_or("nothing".to_owned(), of), of(row));
+                format!("after the heal node {node} holds {there} under {id:032x} where the API holds {here}")
             },
             Vec::new,
         );

@@ -244,7 +244,11 @@ impl Plot {
             .unwrap_or(7_200.0);
         let mut at = 0.0;
         while at <= self.seconds {
-            let anchor = if at == 0.0 { "start" } else { "middle" };
+            let anchor = match self.x(at) {
+                _ if at == 0.0 => "start",
+                x if WIDTH - 24.0 < x => "end",
+                _ => "middle",
+            };
             let text = if 120.0 <= self.seconds {
                 format!("{:.0}:{:02.0}", (at / 60.0).floor(), at % 60.0)
             } else {

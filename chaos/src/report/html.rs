@@ -46,7 +46,7 @@ fn verdict(report: &Report) -> String {
     let run = &report.run;
     let mut facts = vec![
         format!("{} nodes in {} zones", run.nodes, run.zones),
-        format!("{} shards", run.shards),
+        if run.shards == 0 { String::new() } else { format!("{} shards", run.shards) },
         format!("{} driver", run.driver),
         format!("seed {}", run.seed),
         long_duration(run.duration_ns),

@@ -11,7 +11,7 @@ use crate::clock::RunClock;
 use crate::events::{EventKind, EventLog};
 
 /// A thread that sleeps and notes. Ends when it is stopped or dropped.
-pub(super) struct Lateness {
+pub(crate) struct Lateness {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -20,7 +20,7 @@ const SLEEP: Duration = Duration::from_millis(1);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 impl Lateness {
-    pub(super) fn start(clock: RunClock, events: Arc<EventLog>) -> anyhow::Result<Self> {
+    pub(crate) fn start(clock: RunClock, events: Arc<EventLog>) -> anyhow::Result<Self> {
         let stop = Arc::<AtomicBool>::default();
         let stopped = stop.clone();
         // A thread of its own: the runtime's timers would measure the runtime.
@@ -29,7 +29,7 @@ impl Lateness {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let Some(thread) = self.thread.take() else { return Ok(()) };
         thread.join().ok().context("the lateness canary panicked")?

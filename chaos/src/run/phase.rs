@@ -36,7 +36,7 @@ pub(super) struct Phases {
 
 /// One thing to do within a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(crate) enum Step {
     Begin(usize),
     End(usize),
 }
@@ -238,7 +238,7 @@ impl Phases {
 }
 
 /// Begins and ends of faults in the order of their times; at equal times ends come first.
-fn schedule(faults: &[Fault], lasts: Duration) -> Vec<(Duration, Step)> {
+pub(crate) fn schedule(faults: &[Fault], lasts: Duration) -> Vec<(Duration, Step)> {
     let mut steps = Vec::new();
     for (index, fault) in faults.iter().enumerate() {
         steps.push((fault.after, Step::Begin(index)));

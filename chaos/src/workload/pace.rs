@@ -8,21 +8,21 @@ use tokio::time::{Instant, sleep_until};
 /// A client's own rhythm. After an outage it goes on from there: what was missed is not made up for,
 /// or the clients would all come at once.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     interval: Option<Duration>,
     next: Instant,
 }
 
 impl Pace {
     /// Of one of `clients` that do `rate` things per second together; 0 means as fast as they can.
-    pub(super) fn new(rate: f64, clients: u32, rng: &mut impl Rng) -> Self {
+    pub(crate) fn new(rate: f64, clients: u32, rng: &mut impl Rng) -> Self {
         let interval = (0.0 < rate).then(|| Duration::from_secs_f64(f64::from(clients) / rate));
         let offset = interval.unwrap_or_default().mul_f64(rng.random());
         Self { interval, next: Instant::now() + offset }
     }
 
     /// Waits until the next thing is due.
-    pub(super) async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         let Some(interval) = self.interval else { return tokio::task::yield_now().await };
         sleep_until(self.next).await;
         self.next = (self.next + interval).max(Instant::now());

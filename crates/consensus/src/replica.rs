@@ -241,6 +241,15 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
     }
 }
 
+/// How far a group's log is on disk, which apply waits for.
+#[cfg_attr(not(feature = "chaos"), expect(unused_variables, reason = "nothing is broken"))]
+fn durable(parts: &NodeParts, log: &GroupLogStorage) -> watch::Receiver<u64> {
+    let durable = log.durable();
+    #[cfg(feature = "chaos")]
+    let durable = parts.seams.hooks.gate(durable);
+    durable
+}
+
 /// Whether a command makes the shard larger. Everything else is how a full disk gets room.
 fn adds_data(command: &Command) -> bool {
     match command.write {
@@ -259,13 +268,10 @@ impl Replica {
         let shared = Arc::new(open_shared(parts, group)?);
         let log = GroupLogStorage::new(parts.seams.log.clone(), group, parts.seams.exit.clone());
         let (replaced, mut replacements) = watch::channel(0_u64);
-        let durable = log.durable();
-        #[cfg(feature = "chaos")]
-        let durable = parts.seams.hooks.gate(durable);
         let machine = Machine::new(
             shared.clone(),
             parts.listener.clone(),
-            durable,
+            durable(parts, &log),
             Box::new(move || replaced.send_modify(|count| *count += 1)),
         );
         let read_rounds = Arc::new(AtomicU64::new(0));

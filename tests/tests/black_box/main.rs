@@ -20,4 +20,6 @@ mod methods;
 mod oracle;
 mod pages;
 mod reads;
+mod release;
 mod returning;
+mod scenario;

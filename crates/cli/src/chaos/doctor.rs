@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anchorhold_chaos::driver::namespaces_available;
 use anchorhold_chaos::scenario::{ROWS, Scenario};
 use anyhow::Context as _;
 use clap::Args;
@@ -80,7 +81,7 @@ fn abilities(binary: &Path) -> anyhow::Result<Vec<Ability>> {
         "{cores} cores; with fewer than 4 the harness slows the cluster down, which the lateness \
          figures of a run show"
     );
-    let namespaces = user_namespaces();
+    let namespaces = namespaces_available();
     Ok(vec![
         ability(
             "process driver",
@@ -91,26 +92,12 @@ fn abilities(binary: &Path) -> anyhow::Result<Vec<Ability>> {
         ability("fault catalogue", rows == ROWS.len(), format!("{rows} of {} rows", ROWS.len())),
         ability("scenarios", skipped.is_empty(), scenarios),
         ability("processor", enough, cores_detail),
-        ability(
-            "user and network namespaces",
-            namespaces.is_ok(),
-            namespaces.unwrap_or_else(|why| why),
-        ),
+        ability("netns driver", namespaces.is_ok(), namespaces.unwrap_or_else(|why| why)),
     ])
 }
 
 fn ability(name: &'static str, is_there: bool, detail: impl Into<String>) -> Ability {
     Ability { name, is_there, detail: detail.into() }
-}
-
-/// Whether an unprivileged process may have a network of its own. Nothing needs it yet.
-fn user_namespaces() -> Result<String, String> {
-    let told = Command::new("unshare").args(["-Urn", "true"]).output();
-    match told {
-        Ok(told) if told.status.success() => Ok("allowed; no driver uses them yet".to_owned()),
-        Ok(told) => Err(String::from_utf8_lossy(&told.stderr).trim().to_owned()),
-        Err(error) => Err(format!("unshare: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anchorhold_chaos::driver::{DriverKind, INSIDE_VARIABLE, namespaces_available};
+use anchorhold_chaos::etcd::{self, EtcdConfig};
 use anchorhold_chaos::judge::{self, Sums};
 use anchorhold_chaos::mutants::NodeMutant;
 use anchorhold_chaos::report::Report;
@@ -52,12 +54,15 @@ pub(super) struct HowArgs {
     #[arg(long, value_name = "MINUTES", conflicts_with = "rounds")]
     pub(super) minutes: Option<f64>,
     /// What runs the nodes
-    #[arg(long, default_value = "process", value_parser = ["process"])]
+    #[arg(long, default_value = "process", value_parser = ["process", NETNS])]
     pub(super) driver: String,
+    /// What is run: this store, or etcd with the same faults, to compare
+    #[arg(long, default_value = "anchorhold", value_parser = ["anchorhold", ETCD])]
+    pub(super) system: String,
     /// Where to keep the run; must not exist yet [default: chaos-runs/SCENARIO-SEED]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
-    /// The node binary [default: this one]
+    /// The node binary [default: this one; `etcd` for etcd]
     #[arg(long, value_name = "FILE")]
     pub(super) binary: Option<PathBuf>,
     /// Keep the nodes' data too
@@ -198,11 +203,19 @@ pub(super) async fn one(
     if time_max.is_some() {
         scenario.rounds = usize::MAX;
     }
+    if how.system == ETCD {
+        return on_etcd(scenario, scenario_text, seed, named, how).await;
+    }
+    let driver = if how.driver == NETNS { DriverKind::Namespaces } else { DriverKind::Process };
+    if driver == DriverKind::Namespaces && std::env::var_os(INSIDE_VARIABLE).is_none() {
+        return Err(within_a_network_of_its_own());
+    }
     let binary = binary(&how)?;
     let name = scenario.name.clone();
     let usual = || free_directory(&Path::new("chaos-runs").join(format!("{name}-{seed}")));
     let directory = how.out.unwrap_or_else(usual);
     let config = RunConfig {
+        driver,
         replay: replay_command(named, seed, &how.mutants, how.minutes, scenario.rounds),
         has_hooks: doctor::has_hooks(&binary)?,
         scenario,
@@ -226,6 +239,39 @@ pub(super) async fn one(
     if is_live {
         eprintln!();
     }
+    finish(outcome, &directory)
+}
+
+/// Runs one scenario on etcd.
+async fn on_etcd(
+    scenario: Scenario,
+    scenario_text: String,
+    seed: u64,
+    named: &str,
+    how: HowArgs,
+) -> anyhow::Result<Report> {
+    let name = format!("{}-{ETCD}", scenario.name);
+    let usual = || free_directory(&Path::new("chaos-runs").join(format!("{name}-{seed}")));
+    let directory = how.out.unwrap_or_else(usual);
+    let rounds = scenario.rounds;
+    let config = EtcdConfig {
+        scenario,
+        scenario_text,
+        seed,
+        directory: directory.clone(),
+        binary: how.binary.unwrap_or_else(|| PathBuf::from(ETCD)),
+        replay: format!(
+            "anchorhold chaos run {named} --system {ETCD} --seed {seed} --rounds {rounds}"
+        ),
+    };
+    eprintln!("{name}, seed {seed}, everything is kept in {}", directory.display());
+    let is_live = std::io::stderr().is_terminal();
+    let running = etcd::run(config, move |progress| show(progress, is_live));
+    let outcome = tokio::select! {
+        outcome = running => outcome,
+        // etcd ends when its parent does.
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted: the cluster was ended")),
+    };
     finish(outcome, &directory)
 }
 
@@ -287,6 +333,31 @@ fn finish(outcome: anyhow::Result<RunOutcome>, directory: &Path) -> anyhow::Resu
     println!("\n{}{reasons}\n\nreport: {}", report.verdict.text(), run.report_html().display());
     Ok(report)
 }
+
+/// Runs this very command again within user and network namespaces of its own. Returns only if that
+/// is not possible.
+fn within_a_network_of_its_own() -> anyhow::Error {
+    use std::os::unix::process::CommandExt as _;
+
+    if let Err(why) = namespaces_available() {
+        let problem = format!("this machine gives no network to the driver {NETNS}: {why}");
+        return Failure::new(Exit::NotFound, problem, "use the driver process").into();
+    }
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--"]);
+    let binary = match std::env::current_exe() {
+        Ok(binary) => binary,
+        Err(error) => return error.into(),
+    };
+    let arguments = std::env::args_os().skip(1);
+    command.arg(binary).args(arguments).env(INSIDE_VARIABLE, "1").exec().into()
+}
+
+/// The driver with a network of packets.
+const NETNS: &str = "netns";
+
+/// The other system that scenarios can be run on.
+const ETCD: &str = "etcd";
 
 /// Exit code of a run that decides nothing.
 const INCONCLUSIVE: u8 = 3;
