@@ -142,7 +142,7 @@ mod tests {
             }
             state.commit(Batch { rows }).unwrap();
         };
-        let row = |number: u128| (key(number, number % 3 == 0), Some(vec![7; 5]));
+        let row = |number: u128| (key(number, number.is_multiple_of(3)), Some(vec![7; 5]));
         commit(None, (0..6_000).map(row).collect());
         let whole = KeyRange { start: Key(0), end: None };
         let mut count = RowCount::new(whole, Timestamp(0));
