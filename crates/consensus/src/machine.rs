@@ -311,7 +311,8 @@ impl Machine {
         Ok(Reply::Shard(Arc::new(outcomes)))
     }
 
-    /// Begins to count for a split that is near, and gives up a count that nobody came for.
+    /// Begins to count for a split that is near, and gives up a count that nobody came for. The lock
+    /// is not held where the work is handed out: in a simulation it is done at once.
     fn follow_preparations(
         &self,
         entry: &anchorhold_model::Entry,
@@ -321,6 +322,7 @@ impl Machine {
         let is_old = |count: &RowCount| {
             count.since.0.saturating_add(PREPARATION_KEEP_MS) < shard.shard_time.0
         };
+        let mut begins = false;
         let mut count = self.shared.count.lock();
         if count.as_ref().is_some_and(is_old) {
             *count = None;
@@ -331,9 +333,13 @@ impl Machine {
             let is_counted = count.as_ref().is_some_and(|count| count.range == range);
             if *outcome == Outcome::SplitPrepared && !is_counted {
                 *count = Some(RowCount::new(range, shard.shard_time));
-                let shared = self.shared.clone();
-                tokio::spawn(self.shared.offload.spawn(Box::new(move || shared.count_rows())));
+                begins = true;
             }
+        }
+        drop(count);
+        if begins {
+            let shared = self.shared.clone();
+            tokio::spawn(self.shared.offload.spawn(Box::new(move || shared.count_rows())));
         }
     }
 
