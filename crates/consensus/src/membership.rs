@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_model::catalog::NodeState;
+use anchorhold_model::catalog::{NodeRecord, NodeState};
 use anchorhold_model::{NodeId, ReplicaId};
 use anchorhold_placement::{CatalogMember, CatalogStep, NodeView, PlacementConfig, catalog_voters};
 use openraft::ChangeMembers;
@@ -47,11 +47,23 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         report("finish a joint change", result.map(drop));
         return;
     }
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let catalog = host.catalog().borrow().clone();
+    // A node that is down follows again when it is back; until then it is none that misses something.
+    let is_member = |node: &&NodeRecord| match node.state {
+        NodeState::Removed => false,
+        NodeState::Down => voters.contains(&catalog_replica_id(node.node_id).0),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Suspect
+        | NodeState::Returning
+        | NodeState::Draining
+        | NodeState::Decommissioning => true,
+    };
     let nodes: Vec<NodeView> = catalog
         .nodes
         .values()
-        .filter(|node| node.state != NodeState::Removed)
+        .filter(is_member)
         .map(|node| NodeView {
             node_id: node.node_id,
             region: node.region.clone(),
@@ -61,7 +73,6 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
             leaders: 0,
         })
         .collect();
-    let voters: BTreeSet<u64> = membership.voter_ids().collect();
     // A learner that has nothing yet would hold the quorum back.
     let following: BTreeSet<u64> = metrics
         .replication
