@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_model::catalog::NodeState;
+use anchorhold_model::catalog::{CatalogState, NodeRecord, NodeState};
 use anchorhold_model::{NodeId, ReplicaId};
 use anchorhold_placement::{CatalogMember, CatalogStep, NodeView, PlacementConfig, catalog_voters};
 use openraft::ChangeMembers;
@@ -47,21 +47,9 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         report("finish a joint change", result.map(drop));
         return;
     }
-    let catalog = host.catalog().borrow().clone();
-    let nodes: Vec<NodeView> = catalog
-        .nodes
-        .values()
-        .filter(|node| node.state != NodeState::Removed)
-        .map(|node| NodeView {
-            node_id: node.node_id,
-            region: node.region.clone(),
-            zone: node.zone.clone(),
-            accepts_replicas: !matches!(node.state, NodeState::Down | NodeState::Decommissioning),
-            replicas: 0,
-            leaders: 0,
-        })
-        .collect();
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    let catalog = host.catalog().borrow().clone();
+    let nodes = members_to_be(&catalog, &voters);
     // A learner that has nothing yet would hold the quorum back.
     let following: BTreeSet<u64> = metrics
         .replication
@@ -99,6 +87,30 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         }
         None => {}
     }
+}
+
+/// The nodes that the catalog's members are chosen among.
+fn members_to_be(catalog: &CatalogState, voters: &BTreeSet<u64>) -> Vec<NodeView> {
+    // A node that is down follows again when it is back; until then it is none that misses something.
+    let is_member = |node: &&NodeRecord| match node.state {
+        NodeState::Removed => false,
+        NodeState::Down => voters.contains(&catalog_replica_id(node.node_id).0),
+        NodeState::Joining
+        | NodeState::Up
+        | NodeState::Suspect
+        | NodeState::Returning
+        | NodeState::Draining
+        | NodeState::Decommissioning => true,
+    };
+    let view = |node: &NodeRecord| NodeView {
+        node_id: node.node_id,
+        region: node.region.clone(),
+        zone: node.zone.clone(),
+        accepts_replicas: !matches!(node.state, NodeState::Down | NodeState::Decommissioning),
+        replicas: 0,
+        leaders: 0,
+    };
+    catalog.nodes.values().filter(is_member).map(view).collect()
 }
 
 /// A node's replica of the catalog. A node's id is never reused, and so neither is this.

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use anchorhold_model::ReplicaId;
+use anchorhold_model::catalog::{CatalogCommand, NodeState};
 use bytes::Bytes;
 
 use crate::support::{PATIENCE, TestCluster, eventually};
@@ -43,4 +45,31 @@ async fn a_node_of_another_cluster_at_a_reused_port_is_refused() {
         .await;
     let refused = answer.unwrap_err().to_string();
     assert!(refused.contains("the peer looks for node"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_down_is_left_out_of_the_catalog_and_taken_in_again() {
+    let cluster = TestCluster::start(4).await;
+    let node_id = cluster.nodes[3].identity.node_id;
+    let set = |state| {
+        let host = cluster.nodes[0].host().clone();
+        let command = CatalogCommand::SetNodeState { node_id, state };
+        async move { host.propose_catalog(command, PATIENCE).await.unwrap() }
+    };
+    let follows = || {
+        let leader = cluster.nodes.iter().map(|node| node.host().catalog_replica());
+        let leader = leader.into_iter().find(|replica| replica.is_leader())?;
+        let own = ReplicaId::new(1, node_id.counter());
+        Some(leader.status().matched.iter().any(|(id, _)| *id == own))
+    };
+    set(NodeState::Down).await;
+    eventually("it is left out", || follows().filter(|follows| !follows)).await;
+    set(NodeState::Up).await;
+    eventually("it follows again", || follows().filter(|follows| *follows)).await;
+    eventually("it knows so", || {
+        let catalog = cluster.nodes[3].host().catalog();
+        let state = catalog.borrow().nodes[&node_id].state;
+        (state == NodeState::Up).then_some(())
+    })
+    .await;
 }

@@ -84,7 +84,18 @@ impl Observer {
         node: &NodeRecord,
         now: Timestamp,
     ) -> Observation {
-        let heard = self.heard.get(&node.node_id).copied();
+        let heard = match node.state {
+            // It may have been heard just before it was taken for dead: only an answer of now says
+            // that it is back.
+            NodeState::Down => survey.is_up(node.node_id).then_some(now),
+            NodeState::Joining
+            | NodeState::Up
+            | NodeState::Suspect
+            | NodeState::Returning
+            | NodeState::Draining
+            | NodeState::Decommissioning
+            | NodeState::Removed => self.heard.get(&node.node_id).copied(),
+        };
         let last_heard = heard.or_else(|| self.silent_since(node.state));
         let neighbours = survey.nodes().filter(|other| {
             (&other.region, &other.zone) == (&node.region, &node.zone)
