@@ -14,7 +14,7 @@ use anchorhold_tests::wait::until;
 const SMALL: &str = "[disk]\nalmost_full_bytes = 41943040\nfull_bytes = 12582912\n\
                      ballast_bytes = 16777216\ncheck_interval_ms = 50\n\
                      [consensus]\ncheckpoint_interval_ms = 200\n";
-const DISK_MEBIBYTES: u32 = 120;
+const DISK_MEBIBYTES: u32 = 160;
 const LEFT_FOR_THE_LOAD: u64 = 45 << 20;
 /// Checkpoints that a state on a disk without a byte has to put off.
 const CHECKPOINTS: u32 = 4;

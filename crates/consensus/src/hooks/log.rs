@@ -64,6 +64,14 @@ impl LogStore for HookedLog {
         self.inner.groups()
     }
 
+    fn group_bytes(&self, group: GroupId) -> u64 {
+        self.inner.group_bytes(group)
+    }
+
+    fn unknown_groups_are_noted(&self) {
+        self.inner.unknown_groups_are_noted();
+    }
+
     fn read(
         &self,
         group: GroupId,

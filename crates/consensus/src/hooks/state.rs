@@ -65,7 +65,7 @@ impl HookedState {
                     return Purpose::LoadDone;
                 }
                 Some(Place::Header(_)) => purpose = Purpose::Apply,
-                Some(Place::Record(_) | Place::Catalog) | None => {}
+                Some(Place::Record(_) | Place::Catalog | Place::Birth(_)) | None => {}
             }
         }
         let adds = batch.rows.iter().all(|(_, value)| value.is_some());
@@ -114,6 +114,10 @@ fn forget_operations(state: &dyn StateStore) -> Result<(), StateError> {
 }
 
 impl StateStore for HookedState {
+    fn commit_may_wait(&self) -> bool {
+        self.inner.commit_may_wait()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
         self.inner.get(key)
     }
