@@ -231,7 +231,8 @@ impl Run {
         loop {
             self.step()?;
             let taken = self.world.now() - begun;
-            liveness::check("catching up", taken, liveness::SETTLED_WITHIN)?;
+            liveness::check("catching up", taken, liveness::SETTLED_WITHIN)
+                .map_err(|late| format!("{late}: {}", self.levels()))?;
             if self.are_level() {
                 self.check_coverage()?;
                 self.compare_states()?;
@@ -372,6 +373,25 @@ impl Run {
         cores.len() == NODES
             && ends.windows(2).all(|pair| pair[0] == pair[1])
             && ends.iter().flatten().all(|(.., has_leader)| *has_leader)
+    }
+
+    /// How far each replica is, for people.
+    fn levels(&self) -> String {
+        let mut text = String::new();
+        for (number, core) in self.cores() {
+            for replica in replicas(&core) {
+                let status = replica.status();
+                let (role, term, last) = (status.role, status.term, status.last_index);
+                let (applied, leader) = (status.applied_index, replica.leader());
+                let leader = leader.map(|leader| leader.node_id.counter());
+                text.push_str(&format!(
+                    "\n  n{number} {}: {role:?} of term {term}, log {last:?}, applied {applied:?}, \
+                     leader {leader:?}, {:?}",
+                    status.shard_id, status.fence
+                ));
+            }
+        }
+        text
     }
 
     /// Whether every account's keys have one owner each, on every node.
