@@ -77,10 +77,10 @@ fn a_seed_gives_the_same_run_every_time() {
     }
 }
 
-/// Runs seeds with a bug put in, each in a process of its own, because a node may end it: what the
-/// first one said that found something. The seed that found it last is tried first.
+/// Runs seeds with a bug put in, each in a process of its own, because a node may end it, until
+/// one shows a sign of what the bug breaks. The seed that found it last is tried first.
 #[cfg(all(tokio_unstable, feature = "mutants"))]
-fn find(mutant: anchorhold_sim::Mutant, first: u64) -> String {
+fn find(mutant: anchorhold_sim::Mutant, first: u64, signs: &[&str]) {
     for seed in std::iter::once(first).chain(0..SEEDS_MAX) {
         let ran = Command::new(env!("CARGO_BIN_EXE_anchorhold-sim"))
             .args(["--seed", &seed.to_string(), "--mutant", mutant.name()])
@@ -91,7 +91,9 @@ fn find(mutant: anchorhold_sim::Mutant, first: u64) -> String {
             let said = String::from_utf8_lossy(&said).into_owned();
             println!("{}: {}", mutant.name(), said.lines().take(3).collect::<Vec<_>>().join("\n"));
             assert!(said.contains(&format!("--seed {seed} --events")), "{said}");
-            return said;
+            if said.contains("panicked") || signs.iter().any(|sign| said.contains(sign)) {
+                return;
+            }
         }
     }
     panic!("{SEEDS_MAX} seeds did not find {}", mutant.name());
@@ -124,8 +126,6 @@ fn every_bug_that_is_put_in_is_found_by_what_it_breaks() {
     };
     for mutant in Mutant::ALL {
         let (first, signs) = expected(*mutant);
-        let said = find(*mutant, first);
-        let is_meant = said.contains("panicked") || signs.iter().any(|sign| said.contains(sign));
-        assert!(is_meant, "{}: {said}", mutant.name());
+        find(*mutant, first, signs);
     }
 }
