@@ -62,7 +62,6 @@ fn a_run_does_what_it_is_meant_to_do() {
         assert!(0 < summary.changes, "seed {seed}: {summary:?}");
         assert!(4 <= summary.shards, "seed {seed}: {summary:?}");
     }
-    // The account begins with four.
 }
 
 /// Exact only where tokio's own random numbers are seeded.
