@@ -204,9 +204,6 @@ impl Clients {
 
     /// Splits shards now and then, whatever faults are on.
     async fn split(self: Arc<Self>, mut random: StdRng) {
-        if std::env::var_os("ANCHORHOLD_SIM_SPLITS").is_none() {
-            return; // See the README: an open finding.
-        }
         let admin = Key(ADMIN_KEY.into());
         let mut splits = 0;
         while self.world.phase() == Phase::Faults && splits < SPLITS_MAX {

@@ -62,6 +62,9 @@ fn a_run_does_what_it_is_meant_to_do() {
         assert!(0 < summary.changes, "seed {seed}: {summary:?}");
         assert!(4 <= summary.shards, "seed {seed}: {summary:?}");
     }
+    // The account begins with four.
+    let splits: usize = summaries.iter().map(|summary| summary.shards - 4).sum();
+    assert!(3 <= splits, "{splits} splits in four runs");
 }
 
 /// Exact only where tokio's own random numbers are seeded.

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome, CatalogState};
-use anchorhold_model::{Changes, KeyRange, NodeId, ShardId};
+use anchorhold_model::{Changes, KeyRange, NodeId, ShardDescriptor, ShardId};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::{DiskState, GroupId, StateError};
@@ -250,6 +250,20 @@ impl Host {
     /// All replicas on this node but the catalog's, in shard order.
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
         self.inner.replicas.read().values().cloned().collect()
+    }
+
+    /// What the replicas here say of their shards, those included that a split has made and that are
+    /// not open yet: with the side that a parent kept the other side is always there too.
+    pub fn descriptors(&self) -> Vec<ShardDescriptor> {
+        let mut descriptors: Vec<_> =
+            self.replicas().iter().map(|replica| replica.state().descriptor.clone()).collect();
+        // Read last: a birth is noted before its parent's range shrinks.
+        for birth in self.births().all() {
+            if descriptors.iter().all(|known| known.shard_id != birth.child.shard_id) {
+                descriptors.push(birth.child);
+            }
+        }
+        descriptors
     }
 
     /// The catalog's replica on this node.

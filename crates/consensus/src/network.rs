@@ -1,5 +1,6 @@
 //! What openraft sends, over the peer links.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read as _};
@@ -22,6 +23,7 @@ use openraft::network::{
     RaftNetworkFactory,
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,7 +33,8 @@ use crate::link::{LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
 use crate::seams::Offload;
 use crate::snapshot::SnapshotContent;
 use crate::types::{
-    AppendRequest, AppendResult, PeerNode, Snapshot, TypeConfig, Vote, VoteRequest, VoteResponse,
+    AppendRequest, AppendResult, LogId, PeerNode, Snapshot, TypeConfig, Vote, VoteRequest,
+    VoteResponse,
 };
 use crate::wire::{
     self, AppendAnswer, AppendMessage, MessageKind, SnapshotHead, TransferMessage, VoteAnswer,
@@ -145,7 +148,7 @@ impl ReplicaClient {
     ) -> Rpc<impl Future<Output = Rpc<AppendResult>> + Send + use<>> {
         let message = AppendMessage { to: self.target, session, request };
         let stream = if self.heartbeat { &peer.control } else { &peer.data };
-        let may_wait = self.heartbeat && self.read_rounds.load(Ordering::Relaxed) == 0;
+        let may_wait = self.heartbeat && self.read_rounds.load(Ordering::SeqCst) == 0;
         let question = self.question(MessageKind::Append, message.encode(), may_wait);
         let answer = stream.ask(question).map_err(unreachable)?;
         Ok(async move {
@@ -157,20 +160,62 @@ impl ReplicaClient {
     }
 }
 
-/// Lets a request that says nothing but how far the leader has committed wait for the entries that
-/// come next, which say it too: half of all appends under load are such requests. The first request
-/// of a stream may be a probe, and goes at once.
-fn gathered<S>(input: S) -> impl Stream<Item = AppendRequest> + OptionalSend + 'static
+/// A request of a stream and its number in it.
+type Numbered = (u64, AppendRequest);
+
+/// The requests of a stream that openraft has handed out and whose answers it has not been told:
+/// their numbers, and the last log id of each.
+#[derive(Default)]
+struct PulledRequests(Mutex<VecDeque<(u64, Option<LogId>)>>);
+
+impl PulledRequests {
+    /// Takes a request out that is answered, and those before it.
+    fn answered(&self, number: u64) {
+        self.0.lock().retain(|(pulled, _)| number < *pulled);
+    }
+
+    /// Whether an unanswered request asks for no more than the answered ones have.
+    fn asks_for_nothing_beyond(&self, matching: Option<LogId>) -> bool {
+        self.0.lock().front().is_some_and(|(_, last)| *last <= matching)
+    }
+}
+
+/// Numbers requests as openraft hands them out.
+fn numbered<S>(
+    input: S,
+    pulled: Arc<PulledRequests>,
+) -> impl Stream<Item = Numbered> + OptionalSend + Unpin + 'static
 where
     S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
 {
+    input.enumerate().map(move |(number, request)| {
+        let number = u64::try_from(number).unwrap_or(u64::MAX);
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        pulled.0.lock().push_back((number, last));
+        (number, request)
+    })
+}
+
+/// Lets a request that says nothing but how far the leader has committed wait for the entries that
+/// come next, which say it too: half of all appends under load are such requests. The first request
+/// of a stream may be a probe, and goes at once; so do all while a read round waits, because
+/// answers may then wait for the request ([`told`]).
+fn gathered<S>(
+    input: S,
+    read_rounds: Arc<AtomicU64>,
+) -> impl Stream<Item = Numbered> + OptionalSend + 'static
+where
+    S: Stream<Item = Numbered> + OptionalSend + Unpin + 'static,
+{
     // Asked again after its end when that came during a hold.
-    stream::unfold((input.fuse(), true), |(mut input, is_first)| async move {
+    let state = (input.fuse(), true, read_rounds);
+    stream::unfold(state, |(mut input, is_first, read_rounds)| async move {
         let mut request = input.next().await?;
-        if !is_first && request.entries.is_empty() {
+        let is_hurried = is_first || read_rounds.load(Ordering::SeqCst) != 0;
+        if !is_hurried && request.1.entries.is_empty() {
             let hold = tokio::time::sleep(COMMIT_HOLD);
             tokio::pin!(hold);
-            while request.entries.is_empty() {
+            while request.1.entries.is_empty() {
                 tokio::select! {
                     next = input.next() => match next {
                         Some(next) => request = next,
@@ -180,7 +225,35 @@ where
                 }
             }
         }
-        Some((request, (input, false)))
+        Some((request, (input, false, read_rounds)))
+    })
+}
+
+/// What openraft is told of the answers. The first error or refusal is the last: openraft then
+/// starts a new stream from what it knows.
+///
+/// openraft takes an answer that matches up to some entry for the answer to every request up to
+/// that entry, a later one without entries included, and believes that the follower was heard at
+/// the time when it made *that*. A read round that began between the two would be confirmed by an
+/// answer given before it. So while a round waits such an answer is kept back, and the one to the
+/// later request says as much. A round that begins after the look here is later than any request
+/// that was handed out by then.
+fn told<'s>(
+    answers: BoxStream<'s, (u64, Rpc<AppendResult>)>,
+    pulled: Arc<PulledRequests>,
+    read_rounds: Arc<AtomicU64>,
+) -> impl Stream<Item = Rpc<AppendResult>> + 's {
+    stream::unfold(Some((answers, pulled, read_rounds)), |state| async move {
+        let (mut answers, pulled, read_rounds) = state?;
+        loop {
+            let (number, answer) = answers.next().await?;
+            pulled.answered(number);
+            let Ok(Ok(matching)) = &answer else { return Some((answer, None)) };
+            let says_too_much = pulled.asks_for_nothing_beyond(*matching);
+            if !says_too_much || read_rounds.load(Ordering::SeqCst) == 0 {
+                return Some((answer, Some((answers, pulled, read_rounds))));
+            }
+        }
     })
 }
 
@@ -219,23 +292,23 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 option.hard_ttl().max(APPEND_TIMEOUT_MIN)
             };
             let client: &'s ReplicaClient = self;
-            let input =
-                if self.heartbeat { input.left_stream() } else { gathered(input).right_stream() };
-            let sent =
-                input.map(move |request| match client.send(&peer, session, request, timeout) {
+            let pulled = Arc::new(PulledRequests::default());
+            let input = numbered(input, Arc::clone(&pulled));
+            let input = if self.heartbeat {
+                input.left_stream()
+            } else {
+                gathered(input, Arc::clone(&self.read_rounds)).right_stream()
+            };
+            let sent = input.map(move |(number, request)| {
+                let answer = match client.send(&peer, session, request, timeout) {
                     Ok(answer) => answer.boxed(),
                     Err(error) => futures::future::ready(Err(error)).boxed(),
-                });
-            // `buffered` keeps the order. The first error or refusal ends the stream: openraft
-            // then starts a new one from what it knows.
-            let answers = sent.buffered(PIPELINE_MAX);
-            let until_error = stream::unfold(Some(answers.boxed()), |state| async move {
-                let mut answers = state?;
-                let answer = answers.next().await?;
-                let go_on = matches!(answer, Ok(Ok(_)));
-                Some((answer, go_on.then_some(answers)))
+                };
+                answer.map(move |answer| (number, answer))
             });
-            Ok(until_error.boxed())
+            // `buffered` keeps the order.
+            let answers = sent.buffered(PIPELINE_MAX).boxed();
+            Ok(told(answers, pulled, Arc::clone(&self.read_rounds)).boxed())
         }
         .boxed()
     }
@@ -400,10 +473,8 @@ mod tests {
     }
 
     /// Commit and number of entries of what leaves, and when.
-    async fn next(
-        stream: &mut (impl Stream<Item = AppendRequest> + Unpin),
-    ) -> Option<(u64, usize)> {
-        let request = stream.next().await?;
+    async fn next(stream: &mut (impl Stream<Item = Numbered> + Unpin)) -> Option<(u64, usize)> {
+        let (_, request) = stream.next().await?;
         Some((request.leader_commit.map_or(0, |id| id.index), request.entries.len()))
     }
 
@@ -414,7 +485,9 @@ mod tests {
         let input = Box::pin(stream::unfold(input, |mut input: mpsc::Receiver<_>| async move {
             Some((input.recv().await?, input))
         }));
-        let mut gathered = Box::pin(gathered(input));
+        let rounds = Arc::new(AtomicU64::new(0));
+        let input = numbered(input, Arc::default());
+        let mut gathered = Box::pin(gathered(input, Arc::clone(&rounds)));
         // A probe, for which the leader waits.
         requests.send(request(1, 2..2)).await.unwrap();
         assert_eq!(next(&mut gathered).await, Some((1, 0)));
@@ -425,9 +498,45 @@ mod tests {
         assert_eq!(next(&mut gathered).await, Some((3, 1)));
         requests.send(request(5, 6..6)).await.unwrap();
         assert_eq!(next(&mut gathered).await, Some((5, 0)));
+        // A read round makes them hurry.
+        rounds.store(1, Ordering::SeqCst);
+        requests.send(request(5, 6..6)).await.unwrap();
+        requests.send(request(5, 6..7)).await.unwrap();
+        assert_eq!(next(&mut gathered).await, Some((5, 0)));
+        assert_eq!(next(&mut gathered).await, Some((5, 1)));
+        rounds.store(0, Ordering::SeqCst);
         requests.send(request(6, 6..6)).await.unwrap();
         drop(requests);
         assert_eq!(next(&mut gathered).await, Some((6, 0)));
         assert_eq!(next(&mut gathered).await, None);
+    }
+
+    /// What of the answers up to a number is told while `rounds` wait: after each, the index that
+    /// it says.
+    async fn heard(
+        rounds: u64,
+        lasts: &[std::ops::Range<u64>],
+        answered: &[(u64, u64)],
+    ) -> Vec<u64> {
+        let pulled = Arc::new(PulledRequests::default());
+        let requests = lasts.iter().map(|range| request(1, range.clone())).collect::<Vec<_>>();
+        let _: Vec<_> = numbered(stream::iter(requests), Arc::clone(&pulled)).collect().await;
+        let answers =
+            answered.iter().map(|(number, index)| (*number, Ok(Ok(Some(log_id(1, *index))))));
+        let answers = stream::iter(answers.collect::<Vec<_>>()).boxed();
+        let told = told(answers, pulled, Arc::new(AtomicU64::new(rounds)));
+        told.map(|answer| answer.unwrap().unwrap().unwrap().index).collect().await
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_taken_for_that_to_a_later_request_while_a_read_round_waits() {
+        // Entries 1 to 3, then a commit that asks for nothing more, then entry 4.
+        let lasts = [1..4, 4..4, 4..5];
+        assert_eq!(heard(0, &lasts, &[(0, 3)]).await, [3]);
+        assert_eq!(heard(1, &lasts, &[(0, 3)]).await, [0_u64; 0]);
+        assert_eq!(heard(1, &lasts, &[(0, 3), (1, 3)]).await, [3]);
+        // The commit has left with the entry behind it.
+        assert_eq!(heard(1, &lasts, &[(0, 3), (2, 4)]).await, [4]);
+        assert_eq!(heard(1, &[1..4, 4..5], &[(0, 3), (1, 4)]).await, [3, 4]);
     }
 }

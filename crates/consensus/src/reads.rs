@@ -45,10 +45,10 @@ impl ReadRounds {
         tokio::spawn(async move {
             let mut round = Vec::new();
             while 0 < queue.recv_many(&mut round, usize::MAX).await {
-                under_way.fetch_add(1, Ordering::Relaxed);
+                under_way.fetch_add(1, Ordering::SeqCst);
                 let result = tokio::time::timeout(ROUND_TIMEOUT, run_round(&raft)).await;
                 let result = result.unwrap_or(Err(RoundFailure::NoQuorum));
-                under_way.fetch_sub(1, Ordering::Relaxed);
+                under_way.fetch_sub(1, Ordering::SeqCst);
                 for waiting in round.drain(..) {
                     drop(waiting.send(result.clone()));
                 }

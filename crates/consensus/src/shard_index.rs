@@ -32,9 +32,7 @@ async fn tell(host: &Host) {
     let replicas = host.replicas();
     let led = replicas.iter().filter(|replica| replica.is_leader());
     let led: Vec<ShardDescriptor> = led.map(|replica| replica.state().descriptor.clone()).collect();
-    let here = replicas.iter().map(|replica| replica.state().descriptor.clone());
-    let born = host.births().all().into_iter().map(|birth| birth.child);
-    let descriptors = news(&catalog, &led, here.chain(born));
+    let descriptors = news(&catalog, &led, host.descriptors().into_iter());
     if descriptors.is_empty() {
         return;
     }

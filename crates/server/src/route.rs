@@ -70,7 +70,7 @@ impl RouteTable {
     }
 
     /// The parts of a range that no shard owns.
-    fn gaps(&self, range: &KeyRange) -> Vec<KeyRange> {
+    pub fn gaps(&self, range: &KeyRange) -> Vec<KeyRange> {
         let mut gaps = Vec::new();
         let mut start = Some(range.start);
         for shard in self.overlapping(range) {

@@ -77,8 +77,7 @@ impl Core {
 
     /// The refusal of a stale route, with everything that replaces it.
     fn stale_epoch(&self, range: &KeyRange) -> ShardError {
-        let here = self.host.replicas();
-        self.routes.learn(here.iter().map(|replica| replica.state().descriptor.clone()));
+        self.routes.learn(self.host.descriptors());
         let table = self.routes.table();
         let whole = table.overlapping(range).filter(|shard| !table.is_clipped(shard.shard_id));
         let descriptors = whole.map(|shard| ShardDescriptor::clone(shard)).collect();
@@ -152,11 +151,14 @@ impl Core {
         if due <= replica.shard_time() || self.clock.wall() < due {
             return Ok(ShardReply::Ticked);
         }
-        let epoch = replica.state().descriptor.epoch;
+        let ShardDescriptor { epoch, range, .. } = replica.state().descriptor;
         let operation = OperationId { request_id: RequestId(self.random()), item: 0 };
         let command = Command { operation, epoch, write: Write::Tick };
-        replica.propose(vec![command], deadline.remaining()).await?;
-        Ok(ShardReply::Ticked)
+        match replica.propose(vec![command], deadline.remaining()).await {
+            Ok(_) => Ok(ShardReply::Ticked),
+            Err(ProposeError::StaleEpoch { .. }) => Err(self.stale_epoch(&range)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Who serves an answer that holds nothing newer than `state`.

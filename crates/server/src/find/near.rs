@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anchorhold_geometry::{Meters, Orientation};
 use anchorhold_model::cover::{self, RangeBounds};
-use anchorhold_model::{AccountNumber, Anchor, KeyRange, Pose, ShardDescriptor, ShardId};
+use anchorhold_model::{AccountNumber, Anchor, Key, KeyRange, Pose, ShardDescriptor, ShardId};
 use anchorhold_proto::Failure;
 use anchorhold_proto::convert::{FilterSpec, Place, ReadSpec};
 use futures::StreamExt;
@@ -19,7 +19,8 @@ use metrics::histogram;
 use super::{Asked, Contributions, ROUTINGS_MAX, read_at};
 use crate::clock::Deadline;
 use crate::core::Core;
-use crate::request::{NearestQuery, Served, ShardReply, ShardRequest};
+use crate::request::{NearestQuery, Served, ShardError, ShardReply, ShardRequest};
+use crate::route::RouteTable;
 use crate::telemetry::name;
 
 /// What to search for.
@@ -66,6 +67,33 @@ pub struct Unanswered {
 /// Shards asked at first.
 const WAVE_FIRST: usize = 1;
 
+/// A part of the keys to search.
+enum Part {
+    /// Asked as a whole.
+    Shard(Arc<ShardDescriptor>),
+    /// Keys that no shard is known to own. What they hold cannot be said, least of all that it is
+    /// nothing: a node hears of what a split took from a shard before it hears of the new one.
+    Unowned(KeyRange),
+}
+
+impl Part {
+    fn start(&self) -> Key {
+        match self {
+            Self::Shard(shard) => shard.range.start,
+            Self::Unowned(range) => range.start,
+        }
+    }
+}
+
+/// All parts of a range, in key order.
+fn parts(table: &RouteTable, range: &KeyRange) -> Vec<Part> {
+    let shards = table.overlapping(range).map(|shard| Part::Shard(Arc::clone(shard)));
+    let mut parts: Vec<_> = shards.collect();
+    parts.extend(table.gaps(range).into_iter().map(Part::Unowned));
+    parts.sort_by_key(Part::start);
+    parts
+}
+
 impl Core {
     /// Finds the nearest anchors of an account.
     pub async fn find_near(&self, near: &Near, deadline: &Deadline) -> Found {
@@ -83,7 +111,7 @@ impl Core {
 
     /// One search by the routes as known now; `None` if a shard has changed.
     async fn find_near_once(&self, near: &Near, deadline: &Deadline) -> Option<Found> {
-        let mut left = self.shards_by_bound(near);
+        let mut left = self.parts_by_bound(near);
         let mut found = Found::default();
         let mut wave = WAVE_FIRST;
         loop {
@@ -97,7 +125,13 @@ impl Core {
             // Shards that hold the point itself are worth asking together.
             let around = left.partition_point(|(bound_m, _)| *bound_m == 0.0);
             let count = wave.max(around.min(2)).min(left.len()).min(self.limits.fan_out_max);
-            let asked: Vec<_> = left.drain(..count).map(|(_, shard)| shard).collect();
+            let mut asked = Vec::with_capacity(count);
+            for (_, part) in left.drain(..count) {
+                match part {
+                    Part::Shard(shard) => asked.push(shard),
+                    Part::Unowned(range) => found.note_unowned(range, &self.unowned()),
+                }
+            }
             let asked = asked.into_iter().map(|shard| async move {
                 let answer = self.nearest_at(near, &shard, within_m, deadline).await;
                 (shard, answer)
@@ -121,18 +155,27 @@ impl Core {
         }
     }
 
-    /// The shards that may hold an answer, nearest first.
-    fn shards_by_bound(&self, near: &Near) -> Vec<(f64, Arc<ShardDescriptor>)> {
+    /// Who may hold an answer, nearest first.
+    fn parts_by_bound(&self, near: &Near) -> Vec<(f64, Part)> {
         let table = self.routes.table();
         let space = KeyRange::of_space(near.account, near.place.space());
-        let shards = table.overlapping(&space).map(|shard| {
-            let range = shard.range.intersect(&KeyRange::of_account(near.account));
+        let account = KeyRange::of_account(near.account);
+        let parts = parts(&table, &space).into_iter().map(|part| {
+            let range = match &part {
+                Part::Shard(shard) => shard.range.intersect(&account),
+                Part::Unowned(range) => *range,
+            };
             let bounds = self.routes.bounds(near.account, range);
-            (lower_bound_m(&bounds, &near.place), Arc::clone(shard))
+            (lower_bound_m(&bounds, &near.place), part)
         });
-        let mut shards: Vec<_> = shards.filter(|(bound_m, _)| bound_m.is_finite()).collect();
-        shards.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.range.start.cmp(&b.1.range.start)));
-        shards
+        let mut parts: Vec<_> = parts.filter(|(bound_m, _)| bound_m.is_finite()).collect();
+        parts.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.start().cmp(&b.1.start())));
+        parts
+    }
+
+    /// What is said of keys that no shard is known to own.
+    fn unowned(&self) -> Failure {
+        self.failure(&ShardError::NoReplica, None)
     }
 
     async fn nearest_at(
@@ -160,6 +203,12 @@ impl Core {
 }
 
 impl Found {
+    fn note_unowned(&mut self, range: KeyRange, failure: &Failure) {
+        self.asked += 1;
+        let failure = failure.clone();
+        self.unanswered.push(Unanswered { range, shard: ShardId::CATALOG, failure });
+    }
+
     /// The keys that can hold an anchor of this answer, or one that would displace one of it.
     pub fn ranges(&self, near: &Near) -> Vec<KeyRange> {
         match Meters::new(self.distance_m_max(near)) {
@@ -226,6 +275,32 @@ mod tests {
             }
             .into_anchor(id),
         )
+    }
+
+    #[test]
+    fn keys_that_no_shard_owns_are_a_part_of_the_search() {
+        let shard = |id, start, end| {
+            let range = KeyRange { start: Key(start), end: Some(Key(end)) };
+            let nodes = [anchorhold_model::NodeId(1)];
+            let class = anchorhold_model::ClassId(1);
+            Arc::new(ShardDescriptor::found(ShardId(id), range, class, &nodes))
+        };
+        let seen = |shards: Vec<Arc<ShardDescriptor>>| {
+            let range = KeyRange { start: Key(10), end: Some(Key(50)) };
+            let parts =
+                parts(&RouteTable::new(shards), &range).into_iter().map(|part| match part {
+                    Part::Shard(shard) => (shard.shard_id.0, shard.range.start.0),
+                    Part::Unowned(range) => (0, range.start.0),
+                });
+            parts.collect::<Vec<_>>()
+        };
+        assert_eq!(seen(vec![shard(1, 0, 30), shard(2, 30, 60)]), [(1, 0), (2, 30)]);
+        assert_eq!(seen(vec![shard(1, 0, 30)]), [(1, 0), (0, 30)]);
+        assert_eq!(
+            seen(vec![shard(1, 20, 30), shard(2, 40, 60)]),
+            [(0, 10), (1, 20), (0, 30), (2, 40)]
+        );
+        assert_eq!(seen(Vec::new()), [(0, 10)]);
     }
 
     #[test]
