@@ -1,7 +1,6 @@
 //! One node's disk: a log and a state in memory that lose unsynced tails, snapshot files in a
 //! directory.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +13,7 @@ use anchorhold_server::{NodeError, Stores};
 use anchorhold_storage::fs::{FileSystem, MemoryFs};
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{
-    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, MemoryLog, MemoryState,
-    ReadError, StateStore,
+    Completion, LogLayer, LogStore, LogWrite, MemoryLog, MemoryState, StateStore,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -132,8 +130,12 @@ struct SimLog {
     log: Arc<dyn LogStore>,
 }
 
-impl LogStore for SimLog {
-    fn submit(&self, write: LogWrite, done: Completion) {
+impl LogLayer for SimLog {
+    fn inner(&self) -> &dyn LogStore {
+        &*self.log
+    }
+
+    fn submit_through(&self, write: LogWrite, done: Completion) {
         self.world.saw_write(self.node, &self.memory, &write);
         let vote = match &write {
             LogWrite::SaveHardState { group, hard_state } => Some((*group, *hard_state)),
@@ -152,35 +154,6 @@ impl LogStore for SimLog {
         });
         self.log.submit(write, done);
         self.waiting.notify_one();
-    }
-
-    fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.log.group(group)
-    }
-
-    fn unknown_groups_may_be_lost(&self) -> bool {
-        self.log.unknown_groups_may_be_lost()
-    }
-
-    fn unknown_groups_are_noted(&self) {
-        self.log.unknown_groups_are_noted();
-    }
-
-    fn groups(&self) -> Vec<GroupId> {
-        self.log.groups()
-    }
-
-    fn read(
-        &self,
-        group: GroupId,
-        indexes: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        self.log.read(group, indexes, bytes_max)
-    }
-
-    fn stats(&self) -> LogStats {
-        self.log.stats()
     }
 }
 

@@ -1,13 +1,10 @@
 //! The shared log, watched for a disk that does not answer.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anchorhold_storage::{
-    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, ReadError,
-};
+use anchorhold_storage::{Completion, LogLayer, LogStore, LogWrite};
 
 use crate::seams::Clock;
 
@@ -49,8 +46,12 @@ impl WatchedLog {
     }
 }
 
-impl LogStore for WatchedLog {
-    fn submit(&self, write: LogWrite, done: Completion) {
+impl LogLayer for WatchedLog {
+    fn inner(&self) -> &dyn LogStore {
+        &*self.log
+    }
+
+    fn submit_through(&self, write: LogWrite, done: Completion) {
         if self.debt.changes.fetch_add(1, Ordering::AcqRel) == 0 {
             self.debt.since_micros.store(self.debt.now_micros(), Ordering::Release);
         }
@@ -64,39 +65,6 @@ impl LogStore for WatchedLog {
             }),
         );
     }
-
-    fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.log.group(group)
-    }
-
-    fn groups(&self) -> Vec<GroupId> {
-        self.log.groups()
-    }
-
-    fn read(
-        &self,
-        group: GroupId,
-        indexes: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        self.log.read(group, indexes, bytes_max)
-    }
-
-    fn unknown_groups_may_be_lost(&self) -> bool {
-        self.log.unknown_groups_may_be_lost()
-    }
-
-    fn group_bytes(&self, group: GroupId) -> u64 {
-        self.log.group_bytes(group)
-    }
-
-    fn unknown_groups_are_noted(&self) {
-        self.log.unknown_groups_are_noted();
-    }
-
-    fn stats(&self) -> LogStats {
-        self.log.stats()
-    }
 }
 
 #[cfg(test)]
@@ -104,7 +72,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use anchorhold_model::Timestamp;
-    use anchorhold_storage::HardState;
+    use anchorhold_storage::{GroupId, HardState, MemoryLog};
     use parking_lot::Mutex;
 
     use super::*;
@@ -124,36 +92,18 @@ mod tests {
 
     /// Keeps completions until it is told to answer.
     #[derive(Default)]
-    struct SlowLog(Mutex<Vec<Completion>>);
+    struct SlowLog {
+        log: MemoryLog,
+        owed: Mutex<Vec<Completion>>,
+    }
 
-    impl LogStore for SlowLog {
-        fn submit(&self, _write: LogWrite, done: Completion) {
-            self.0.lock().push(done);
+    impl LogLayer for SlowLog {
+        fn inner(&self) -> &dyn LogStore {
+            &self.log
         }
 
-        fn group(&self, _group: GroupId) -> Option<GroupLog> {
-            None
-        }
-
-        fn groups(&self) -> Vec<GroupId> {
-            Vec::new()
-        }
-
-        fn read(
-            &self,
-            _group: GroupId,
-            _indexes: Range<u64>,
-            _bytes_max: usize,
-        ) -> Result<Vec<LogEntry>, ReadError> {
-            Ok(Vec::new())
-        }
-
-        fn unknown_groups_may_be_lost(&self) -> bool {
-            false
-        }
-
-        fn stats(&self) -> LogStats {
-            LogStats::default()
+        fn submit_through(&self, _write: LogWrite, done: Completion) {
+            self.owed.lock().push(done);
         }
     }
 
@@ -175,10 +125,10 @@ mod tests {
         watched.submit(change(), Box::new(drop));
         assert_eq!(silent(), 700);
         // One answer is progress, and the second change waits from then on.
-        slow.0.lock().remove(0)(Ok(()));
+        slow.owed.lock().remove(0)(Ok(()));
         clock.0.store(2_000, Ordering::Relaxed);
         assert_eq!(silent(), 300);
-        slow.0.lock().remove(0)(Ok(()));
+        slow.owed.lock().remove(0)(Ok(()));
         assert_eq!(silent(), 0);
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::{File, FileLock, FileSystem};
-use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit};
+use crate::state_store::{StateError, StateLayer, StateStore};
 
 /// What the disk does wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -293,31 +293,17 @@ impl FaultyState {
     }
 }
 
-impl StateStore for FaultyState {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        self.inner.get(key)
+impl StateLayer for FaultyState {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
     }
 
-    fn scan(&self, range: std::ops::Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError> {
-        self.inner.scan(range, visit)
-    }
+    // Commits go through: the engine writes to memory and to its file later, so only its file
+    // system could be full.
 
-    fn commit(&self, batch: Batch) -> Result<(), StateError> {
-        // The engine writes to memory and to its file later: only its file system could be full.
-        self.inner.commit(batch)
-    }
-
-    fn commit_may_wait(&self) -> bool {
-        self.inner.commit_may_wait()
-    }
-
-    fn checkpoint(&self) -> Result<(), StateError> {
+    fn checkpoint_through(&self) -> Result<(), StateError> {
         self.switch.before_sync().map_err(StateError::Io)?;
         self.inner.checkpoint()
-    }
-
-    fn stats(&self) -> StateStats {
-        self.inner.stats()
     }
 }
 

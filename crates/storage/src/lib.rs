@@ -23,9 +23,9 @@ pub mod state_store;
 pub use disk_space::{Ballast, DiskState, SpaceRules};
 pub use log::{Damage, LogConfig, LostGroup, MemoryLog, OpenError, OpenReport, SegmentedLog};
 pub use log_store::{
-    Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogPosition, LogStats, LogStore,
-    LogWrite, Lost, ReadError,
+    Completion, GroupId, GroupLog, HardState, LogEntry, LogError, LogLayer, LogPosition, LogStats,
+    LogStore, LogWrite, Lost, ReadError,
 };
 pub use memory_state::MemoryState;
 pub use sled_state::{Opened, SledConfig, SledState};
-pub use state_store::{Batch, StateError, StateStats, StateStore};
+pub use state_store::{Batch, StateError, StateLayer, StateStats, StateStore};

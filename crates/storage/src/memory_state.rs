@@ -9,7 +9,7 @@ use std::ops::{Bound, Range};
 
 use parking_lot::RwLock;
 
-use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit};
+use crate::state_store::{Batch, StateError, StateStats, StateStore, Visit, clear_in_batches};
 
 /// Rows copied out at a time in a scan, so that `visit` runs without the lock.
 const SCAN_ROWS_MAX: usize = 256;
@@ -126,6 +126,10 @@ impl StateStore for MemoryState {
         inner.tail.clear();
         inner.checkpoints += 1;
         Ok(())
+    }
+
+    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
+        clear_in_batches(self, range)
     }
 
     fn stats(&self) -> StateStats {

@@ -72,7 +72,9 @@ use self::buffer::Buffer;
 use self::engine::{Chunks, Engine, Found};
 use self::open::Paths;
 use self::room::Room;
-use crate::state_store::{Batch, KEY_BYTES_MAX, StateError, StateStats, StateStore, Visit};
+use crate::state_store::{
+    Batch, KEY_BYTES_MAX, StateError, StateStats, StateStore, Visit, clear_in_batches,
+};
 
 /// Gathered rows that a scan copies at a time.
 const SCAN_ROWS_MAX: usize = 512;
@@ -324,6 +326,10 @@ impl StateStore for SledState {
         }
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
+        clear_in_batches(self, range)
     }
 
     fn stats(&self) -> StateStats {

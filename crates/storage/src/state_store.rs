@@ -107,6 +107,9 @@ impl Batch {
 /// Contract: a batch is visible to every read that starts after `commit` returned, and durable
 /// after the next `checkpoint` that starts then. After a crash the store holds a prefix of the
 /// batches that includes every checkpointed one, or says that it is damaged.
+///
+/// No method has a default, so that no store answers by mistake for one that it stands in front of.
+/// Such a one is a [`StateLayer`].
 pub trait StateStore: Send + Sync + 'static {
     /// One row.
     ///
@@ -146,29 +149,90 @@ pub trait StateStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StateError`] as for `scan` and `commit`.
-    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
-        let mut cleared: u64 = 0;
-        let mut start = range.start.to_vec();
-        loop {
-            let mut batch = Batch::default();
-            self.scan(&start..range.end, &mut |key, _| {
-                batch.rows.push((key.to_vec(), None));
-                if batch.rows.len() < CLEAR_BATCH_ROWS_MAX {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })?;
-            // The next batch starts behind this one, so that it does not wade through what the
-            // engine keeps of the removed rows.
-            let Some((last, _)) = batch.rows.last() else { return Ok(cleared) };
-            start.clone_from(last);
-            start.push(0);
-            cleared += batch.rows.len() as u64;
-            self.commit(batch)?;
-        }
-    }
+    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError>;
 
     /// Sizes of the store.
     fn stats(&self) -> StateStats;
+}
+
+/// How a store without a way of its own clears a range: by scans and commits.
+pub(crate) fn clear_in_batches(
+    store: &dyn StateStore,
+    range: Range<&[u8]>,
+) -> Result<u64, StateError> {
+    let mut cleared: u64 = 0;
+    let mut start = range.start.to_vec();
+    loop {
+        let mut batch = Batch::default();
+        store.scan(&start..range.end, &mut |key, _| {
+            batch.rows.push((key.to_vec(), None));
+            if batch.rows.len() < CLEAR_BATCH_ROWS_MAX {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        // The next batch starts behind this one, so that it does not wade through what the
+        // engine keeps of the removed rows.
+        let Some((last, _)) = batch.rows.last() else { return Ok(cleared) };
+        start.clone_from(last);
+        start.push(0);
+        cleared += batch.rows.len() as u64;
+        store.commit(batch)?;
+    }
+}
+
+/// A store in front of another one that has its own way with commits or checkpoints.
+///
+/// It is a [`StateStore`] by the one delegation below: a method that the seam gains does not
+/// compile until it is passed on there, for all layers.
+pub trait StateLayer: Send + Sync + 'static {
+    /// The store behind it.
+    fn inner(&self) -> &dyn StateStore;
+
+    /// Stands in for the inner store's [`StateStore::commit`].
+    ///
+    /// # Errors
+    /// As for the inner store.
+    fn commit_through(&self, batch: Batch) -> Result<(), StateError> {
+        self.inner().commit(batch)
+    }
+
+    /// Stands in for the inner store's [`StateStore::checkpoint`].
+    ///
+    /// # Errors
+    /// As for the inner store.
+    fn checkpoint_through(&self) -> Result<(), StateError> {
+        self.inner().checkpoint()
+    }
+}
+
+impl<L: StateLayer> StateStore for L {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.inner().get(key)
+    }
+
+    fn scan(&self, range: Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError> {
+        self.inner().scan(range, visit)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StateError> {
+        self.commit_through(batch)
+    }
+
+    fn commit_may_wait(&self) -> bool {
+        self.inner().commit_may_wait()
+    }
+
+    fn checkpoint(&self) -> Result<(), StateError> {
+        self.checkpoint_through()
+    }
+
+    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
+        self.inner().clear(range)
+    }
+
+    fn stats(&self) -> StateStats {
+        self.inner().stats()
+    }
 }

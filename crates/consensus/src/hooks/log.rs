@@ -1,11 +1,8 @@
 //! A log that lies about what is on disk.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use anchorhold_storage::{
-    Completion, GroupId, GroupLog, LogEntry, LogStats, LogStore, LogWrite, ReadError,
-};
+use anchorhold_storage::{Completion, LogLayer, LogStore, LogWrite};
 
 use super::{Hooks, Mutant};
 
@@ -22,8 +19,12 @@ impl HookedLog {
     }
 }
 
-impl LogStore for HookedLog {
-    fn submit(&self, write: LogWrite, done: Completion) {
+impl LogLayer for HookedLog {
+    fn inner(&self) -> &dyn LogStore {
+        &*self.inner
+    }
+
+    fn submit_through(&self, write: LogWrite, done: Completion) {
         let is_append = matches!(write, LogWrite::Append { .. });
         let vote = match &write {
             LogWrite::SaveHardState { hard_state, .. } => Some(*hard_state),
@@ -55,44 +56,11 @@ impl LogStore for HookedLog {
         });
         self.inner.submit(write, done);
     }
-
-    fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.inner.group(group)
-    }
-
-    fn groups(&self) -> Vec<GroupId> {
-        self.inner.groups()
-    }
-
-    fn group_bytes(&self, group: GroupId) -> u64 {
-        self.inner.group_bytes(group)
-    }
-
-    fn unknown_groups_are_noted(&self) {
-        self.inner.unknown_groups_are_noted();
-    }
-
-    fn read(
-        &self,
-        group: GroupId,
-        indexes: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        self.inner.read(group, indexes, bytes_max)
-    }
-
-    fn unknown_groups_may_be_lost(&self) -> bool {
-        self.inner.unknown_groups_may_be_lost()
-    }
-
-    fn stats(&self) -> LogStats {
-        self.inner.stats()
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use anchorhold_storage::{HardState, LogPosition, MemoryLog};
+    use anchorhold_storage::{GroupId, HardState, LogEntry, LogPosition, MemoryLog};
     use parking_lot::Mutex;
 
     use super::*;

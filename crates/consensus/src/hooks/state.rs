@@ -1,14 +1,13 @@
 //! A state that is not what was written.
 
 use std::collections::BTreeSet;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anchorhold_model::ShardId;
 use anchorhold_model::row::RowKey;
-use anchorhold_storage::state_store::Visit;
-use anchorhold_storage::{Batch, StateError, StateStats, StateStore};
+use anchorhold_storage::{Batch, StateError, StateLayer, StateStore};
 use parking_lot::Mutex;
 
 use super::{Hooks, Mutant};
@@ -113,20 +112,12 @@ fn forget_operations(state: &dyn StateStore) -> Result<(), StateError> {
     state.commit(batch)
 }
 
-impl StateStore for HookedState {
-    fn commit_may_wait(&self) -> bool {
-        self.inner.commit_may_wait()
+impl StateLayer for HookedState {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        self.inner.get(key)
-    }
-
-    fn scan(&self, range: Range<&[u8]>, visit: Visit<'_>) -> Result<(), StateError> {
-        self.inner.scan(range, visit)
-    }
-
-    fn commit(&self, mut batch: Batch) -> Result<(), StateError> {
+    fn commit_through(&self, mut batch: Batch) -> Result<(), StateError> {
         let purpose = self.purpose(&batch);
         match purpose {
             Purpose::Apply => return self.commit_apply(batch),
@@ -151,19 +142,11 @@ impl StateStore for HookedState {
         Ok(())
     }
 
-    fn checkpoint(&self) -> Result<(), StateError> {
+    fn checkpoint_through(&self) -> Result<(), StateError> {
         self.hooks.reach("checkpoint.begin");
         self.inner.checkpoint()?;
         self.hooks.reach("checkpoint.end");
         Ok(())
-    }
-
-    fn clear(&self, range: Range<&[u8]>) -> Result<u64, StateError> {
-        self.inner.clear(range)
-    }
-
-    fn stats(&self) -> StateStats {
-        self.inner.stats()
     }
 }
 

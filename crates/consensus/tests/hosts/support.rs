@@ -20,8 +20,8 @@ use anchorhold_model::{
 use anchorhold_storage::fs::MemoryFs;
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{
-    Completion, GroupId, GroupLog, LogConfig, LogEntry, LogStats, LogStore, LogWrite, MemoryLog,
-    MemoryState, ReadError, SegmentedLog, SledConfig, SledState, StateStore,
+    Completion, LogConfig, LogLayer, LogStore, LogWrite, MemoryLog, MemoryState, SegmentedLog,
+    SledConfig, SledState, StateStore,
 };
 use bytes::Bytes;
 use tokio::runtime::Runtime;
@@ -145,8 +145,12 @@ impl Stall {
     }
 }
 
-impl LogStore for StallingLog {
-    fn submit(&self, write: LogWrite, done: Completion) {
+impl LogLayer for StallingLog {
+    fn inner(&self) -> &dyn LogStore {
+        &*self.log
+    }
+
+    fn submit_through(&self, write: LogWrite, done: Completion) {
         let stall = self.stall.clone();
         let answer = move |result| {
             let mut held = stall.0.lock();
@@ -159,35 +163,6 @@ impl LogStore for StallingLog {
             }
         };
         self.log.submit(write, Box::new(answer));
-    }
-
-    fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.log.group(group)
-    }
-
-    fn groups(&self) -> Vec<GroupId> {
-        self.log.groups()
-    }
-
-    fn read(
-        &self,
-        group: GroupId,
-        indexes: std::ops::Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        self.log.read(group, indexes, bytes_max)
-    }
-
-    fn unknown_groups_may_be_lost(&self) -> bool {
-        self.log.unknown_groups_may_be_lost()
-    }
-
-    fn unknown_groups_are_noted(&self) {
-        self.log.unknown_groups_are_noted();
-    }
-
-    fn stats(&self) -> LogStats {
-        self.log.stats()
     }
 }
 
@@ -247,39 +222,14 @@ impl DurableDisk {
 /// A log that says "durable" before it is.
 struct EarlyLog(SegmentedLog);
 
-impl LogStore for EarlyLog {
-    fn submit(&self, write: LogWrite, done: Completion) {
+impl LogLayer for EarlyLog {
+    fn inner(&self) -> &dyn LogStore {
+        &self.0
+    }
+
+    fn submit_through(&self, write: LogWrite, done: Completion) {
         self.0.submit(write, Box::new(drop));
         done(Ok(()));
-    }
-
-    fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.0.group(group)
-    }
-
-    fn groups(&self) -> Vec<GroupId> {
-        self.0.groups()
-    }
-
-    fn read(
-        &self,
-        group: GroupId,
-        indexes: std::ops::Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<LogEntry>, ReadError> {
-        self.0.read(group, indexes, bytes_max)
-    }
-
-    fn unknown_groups_may_be_lost(&self) -> bool {
-        self.0.unknown_groups_may_be_lost()
-    }
-
-    fn unknown_groups_are_noted(&self) {
-        self.0.unknown_groups_are_noted();
-    }
-
-    fn stats(&self) -> LogStats {
-        self.0.stats()
     }
 }
 

@@ -177,6 +177,16 @@ impl LogStore for MemoryLog {
         false
     }
 
+    fn unknown_groups_are_noted(&self) {
+        // None is in doubt here.
+    }
+
+    fn group_bytes(&self, group: GroupId) -> u64 {
+        let state = self.shared.state.lock();
+        let slots = state.visible.get(&group).into_iter().flat_map(|group| &group.slots);
+        slots.map(|entry| entry.content.len() as u64).sum()
+    }
+
     fn stats(&self) -> LogStats {
         self.shared.state.lock().stats
     }
