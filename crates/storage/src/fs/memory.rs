@@ -4,6 +4,8 @@
 //! every call fails, and [`MemoryFs::after_crash`] gives the disk as the next start finds it. What
 //! was synced is there. Of the rest, the seed decides: each unsynced sector of 512 bytes is kept or
 //! lost, and so is each created, removed or renamed name since its directory was synced.
+//! The bytes of a file that no name and no handle leads to are freed, as a disk frees them: a long run
+//! takes the memory of what it keeps, not of all it ever wrote.
 //! A failed `sync_data` drops what it should have made durable: reads still see it, the disk never
 //! will, as on Linux.
 
@@ -52,7 +54,8 @@ struct Disk {
     cut: Option<u64>,
     power_cut: bool,
     ids: u64,
-    trace: Vec<String>,
+    /// What the counted calls were, once somebody wants to know.
+    trace: Option<Vec<String>>,
     before_calls: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -67,6 +70,8 @@ struct Content {
     length_dirty: bool,
     /// Sectors that cannot be read until they are written again.
     unreadable: BTreeSet<usize>,
+    /// Open handles. They keep the bytes of a removed file.
+    handles: usize,
 }
 
 struct MemoryFile {
@@ -100,10 +105,21 @@ impl MemoryFs {
         self.disk.lock().calls
     }
 
-    /// What the counted calls were, in order.
+    /// Notes each counted call from now on, for [`MemoryFs::trace`].
+    pub fn keep_trace(&self) {
+        self.disk.lock().trace.get_or_insert_default();
+    }
+
+    /// What the counted calls were, in order, since [`MemoryFs::keep_trace`].
     #[must_use]
     pub fn trace(&self) -> Vec<String> {
-        self.disk.lock().trace.clone()
+        self.disk.lock().trace.clone().unwrap_or_default()
+    }
+
+    /// Bytes of all files that a name or a handle leads to, as running programs see them.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.disk.lock().files.iter().map(|content| content.seen.len() as u64).sum()
     }
 
     /// Lets the call with this number (the first is 0) fail.
@@ -179,7 +195,9 @@ impl MemoryFs {
     pub fn replace(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let id = disk.find(path)?;
-        disk.files[id] = Content { durable: bytes.clone(), seen: bytes, ..Content::default() };
+        let handles = disk.files[id].handles;
+        disk.files[id] =
+            Content { durable: bytes.clone(), seen: bytes, handles, ..Content::default() };
         Ok(())
     }
 
@@ -197,17 +215,19 @@ impl MemoryFs {
     #[must_use]
     pub fn after_kill(&self) -> Self {
         let disk = self.disk.lock();
-        Self {
-            disk: Arc::new(Mutex::new(Disk {
-                files: disk.files.clone(),
-                names: disk.names.clone(),
-                durable_names: disk.durable_names.clone(),
-                dirs: disk.dirs.clone(),
-                space: disk.space,
-                ids: disk.ids,
-                ..Disk::default()
-            })),
-        }
+        let closed = |content: &Content| Content { handles: 0, ..content.clone() };
+        let mut left = Disk {
+            files: disk.files.iter().map(closed).collect(),
+            names: disk.names.clone(),
+            durable_names: disk.durable_names.clone(),
+            dirs: disk.dirs.clone(),
+            space: disk.space,
+            ids: disk.ids,
+            ..Disk::default()
+        };
+        drop(disk);
+        left.free_unreachable();
+        Self { disk: Arc::new(Mutex::new(left)) }
     }
 
     /// A copy of what the disk holds after a power cut. What was not synced is kept or lost by
@@ -228,17 +248,18 @@ impl MemoryFs {
                 };
             }
         }
-        Self {
-            disk: Arc::new(Mutex::new(Disk {
-                files,
-                durable_names: names.clone(),
-                names,
-                dirs: disk.dirs.clone(),
-                space: disk.space,
-                ids: disk.ids,
-                ..Disk::default()
-            })),
-        }
+        let mut left = Disk {
+            files,
+            durable_names: names.clone(),
+            names,
+            dirs: disk.dirs.clone(),
+            space: disk.space,
+            ids: disk.ids,
+            ..Disk::default()
+        };
+        drop(disk);
+        left.free_unreachable();
+        Self { disk: Arc::new(Mutex::new(left)) }
     }
 }
 
@@ -328,7 +349,9 @@ impl Disk {
         self.alive()?;
         let number = self.calls;
         self.calls += 1;
-        self.trace.push(format!("{what} {path:?}"));
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{what} {path:?}"));
+        }
         let fault = self.fault.filter(|(call, _)| *call == number).map(|(_, fault)| fault);
         let fault = if self.cut == Some(number) { Some(Fault::PowerCut) } else { fault };
         self.power_cut |= fault == Some(Fault::PowerCut);
@@ -340,6 +363,17 @@ impl Disk {
             *space = space.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
         }
         Ok(())
+    }
+
+    /// Frees the bytes of files that no name, no durable name and no handle leads to.
+    fn free_unreachable(&mut self) {
+        let named: BTreeSet<usize> =
+            self.names.values().chain(self.durable_names.values()).copied().collect();
+        for (id, content) in self.files.iter_mut().enumerate() {
+            if content.handles == 0 && !content.seen.is_empty() && !named.contains(&id) {
+                *content = Content::default();
+            }
+        }
     }
 
     fn give_space(&mut self, id: usize) {
@@ -404,13 +438,15 @@ impl FileSystem for MemoryFs {
         outcome(fault)?;
         disk.take_space(length)?;
         disk.files[id].resize(position(length)?);
+        disk.files[id].handles += 1;
         Ok(Arc::new(MemoryFile { disk: Arc::clone(&self.disk), id }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let disk = self.disk.lock();
+        let mut disk = self.disk.lock();
         disk.alive()?;
         let id = disk.find(path)?;
+        disk.files[id].handles += 1;
         Ok(Arc::new(MemoryFile { disk: Arc::clone(&self.disk), id }))
     }
 
@@ -449,6 +485,7 @@ impl FileSystem for MemoryFs {
         durable_names.retain(|path, _| path.parent() != Some(dir));
         let inside = names.iter().filter(|(path, _)| path.parent() == Some(dir));
         durable_names.extend(inside.map(|(path, id)| (path.clone(), *id)));
+        disk.free_unreachable();
         Ok(())
     }
 
@@ -472,6 +509,16 @@ impl FileSystem for MemoryFs {
         disk.alive()?;
         disk.ids += 1;
         Ok(disk.ids.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock();
+        disk.files[self.id].handles -= 1;
+        if disk.files[self.id].handles == 0 {
+            disk.free_unreachable();
+        }
     }
 }
 
@@ -533,5 +580,55 @@ impl File for MemoryFile {
             Some(Fault::Io | Fault::NoSpace) => disk.files[self.id].lose_sync(),
         }
         outcome(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: u64 = 64 << 10;
+
+    fn made(fs: &MemoryFs, name: &str) -> Arc<dyn File> {
+        let file = fs.create(Path::new(name), BYTES).unwrap();
+        file.write_at(&[7; 100], 0).unwrap();
+        file.sync_data().unwrap();
+        fs.sync_dir(Path::new("/")).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_removed_file_takes_memory_only_as_long_as_something_leads_to_it() {
+        let fs = MemoryFs::new();
+        let file = made(&fs, "/a");
+        fs.remove(Path::new("/a")).unwrap();
+        fs.sync_dir(Path::new("/")).unwrap();
+        let mut byte = [0];
+        file.read_at(&mut byte, 99).unwrap();
+        assert_eq!((byte, fs.kept_bytes()), ([7], BYTES));
+        assert_eq!(fs.after_crash(1).kept_bytes(), 0);
+        drop(file);
+        assert_eq!(fs.kept_bytes(), 0);
+    }
+
+    #[test]
+    fn a_removed_file_comes_back_until_its_removal_is_synced() {
+        let fs = MemoryFs::new();
+        drop(made(&fs, "/a"));
+        fs.remove(Path::new("/a")).unwrap();
+        assert_eq!(fs.after_crash(0).bytes(Path::new("/a")).unwrap()[..100], [7; 100]);
+        assert_eq!(fs.after_crash(1).kept_bytes(), 0);
+        fs.sync_dir(Path::new("/")).unwrap();
+        assert_eq!(fs.kept_bytes(), 0);
+    }
+
+    #[test]
+    fn calls_are_counted_always_and_noted_on_request() {
+        let fs = MemoryFs::new();
+        drop(made(&fs, "/a"));
+        assert_eq!((fs.calls(), fs.trace().len()), (4, 0));
+        fs.keep_trace();
+        fs.remove(Path::new("/a")).unwrap();
+        assert_eq!((fs.calls(), fs.trace()), (5, vec!["remove \"/a\"".to_owned()]));
     }
 }

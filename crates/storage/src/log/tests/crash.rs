@@ -129,6 +129,7 @@ fn check(fs: &MemoryFs, outcome: &Outcome, what: &str) {
 
 fn calls() -> u64 {
     let fs = MemoryFs::new();
+    fs.keep_trace();
     let outcome = run(&fs, &states());
     assert!(!outcome.failed);
     let trace = fs.trace();

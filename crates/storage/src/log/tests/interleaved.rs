@@ -71,6 +71,7 @@ impl Readers {
 #[test]
 fn a_reader_in_every_interleaving_with_the_writer_gets_what_was_live_when_it_asked() {
     let fs = MemoryFs::new();
+    fs.keep_trace();
     let config = LogConfig { recent_bytes_max: 0, ..super::crash::config() };
     let log = Arc::new(open(&fs, config).unwrap());
     let readers = Arc::new(Readers::default());
