@@ -10,7 +10,7 @@ use anchorhold_storage::DiskState;
 use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
 /// One write at whoever leads, once.
-async fn try_write(
+pub(crate) async fn try_write(
     cluster: &TestCluster,
     shard: ShardId,
     number: u128,

@@ -11,6 +11,7 @@ mod damage;
 mod digests;
 mod faults;
 mod fitness;
+mod log_bytes;
 mod members;
 mod power;
 mod reads;
