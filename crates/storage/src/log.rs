@@ -17,7 +17,7 @@
 //! | bytes | segment header |
 //! |---|---|
 //! | 0–7 | magic `AHLOGSEG` |
-//! | 8–11, 12–15 | format version (2), zero |
+//! | 8–11, 12–15 | format version (3; 2 is read), zero |
 //! | 16–23 | log id: random, one per log |
 //! | 24–31 | segment number |
 //! | 32–39 | length of the file in bytes |
@@ -37,7 +37,7 @@
 //!
 //! | kind | record | fields after the kind byte |
 //! |---|---|---|
-//! | 1 | append | group, first index v, count v, one more than the term in front of the first v (0 if there is none), then per entry: term v, length v, checksum u32 over group, term, index and content, content |
+//! | 1 | append | group, first index v, count v, one more than the term in front of the first v (0 if there is none), then per entry: term v, length v, checksum u32 over group, term, index and content, content. Flags in the kind byte, since version 3: 16 no count, it is 1; 32 no term in front, it is the first entry's; 64 no incarnation, it is 1 |
 //! | 2 | truncate | group, from v, whether anything is left (0, 1), its last position |
 //! | 3 | hard state | group, flags (1 voted, 2 committed), term v, vote v if voted |
 //! | 4 | purge | group, position |

@@ -53,6 +53,14 @@ pub(super) struct Frame<'a> {
 
 /// A hard state that was saved, or `None` if its group was dropped.
 pub(super) type Echo = (GroupId, Option<HardState>);
+/// What an append leaves out, as flags of its kind. One entry at a time of a first incarnation, term
+/// after the same term, is what a log mostly consists of.
+const OMITS_COUNT: u8 = 16;
+/// The term in front is the first entry's.
+const OMITS_PREVIOUS: u8 = 32;
+/// The incarnation is 1.
+const OMITS_INCARNATION: u8 = 64;
+const APPEND_FLAGS: u8 = OMITS_COUNT | OMITS_PREVIOUS | OMITS_INCARNATION;
 /// Flags of a hard state that is none.
 const ECHO_DROPPED: u8 = 4;
 
@@ -159,19 +167,31 @@ impl FrameWriter {
         }
     }
 
-    /// Starts an append; `count` entries follow. `previous` is the term of what is in front of the
-    /// first one, if anything is.
+    /// Starts an append; `count` entries follow, the first one at `first`. `previous` is the term of
+    /// what is in front of it, if anything is.
     pub(super) fn append(
         &mut self,
         group: GroupId,
-        first: u64,
+        first: LogPosition,
         count: usize,
         previous: Option<u64>,
     ) {
-        self.head(Kind::Append, group);
-        self.varint(first);
-        self.varint(count as u64);
-        self.varint(previous.map_or(0, |term| term.saturating_add(1)));
+        let omits = |omits: bool, flag: u8| if omits { flag } else { 0 };
+        let flags = omits(count == 1, OMITS_COUNT)
+            | omits(count != 0 && previous == Some(first.term), OMITS_PREVIOUS)
+            | omits(group.incarnation == 1, OMITS_INCARNATION);
+        self.buffer.push(Kind::Append as u8 | flags);
+        self.varint(group.shard);
+        if flags & OMITS_INCARNATION == 0 {
+            self.varint(u64::from(group.incarnation));
+        }
+        self.varint(first.index);
+        if flags & OMITS_COUNT == 0 {
+            self.varint(count as u64);
+        }
+        if flags & OMITS_PREVIOUS == 0 {
+            self.varint(previous.map_or(0, |term| term.saturating_add(1)));
+        }
     }
 
     /// Starts a copy of entries from an older segment; `count` entries follow.
@@ -414,6 +434,22 @@ pub(super) fn reseal(bytes: &mut [u8], place: FramePlace) -> bool {
     true
 }
 
+/// The kinds of a frame's records with their flags, as they are on disk.
+#[cfg(test)]
+pub(super) fn kinds_of(frame: &[u8]) -> Vec<u8> {
+    let payload = &frame[FRAME_HEADER_BYTES..];
+    let mut records = RecordReader::new(payload);
+    let mut kinds = Vec::new();
+    while let Some(kind) = payload.get(records.at).copied() {
+        let Ok(Some(record)) = records.record() else { break };
+        kinds.push(kind);
+        if records.skip(&record).is_err() {
+            break;
+        }
+    }
+    kinds
+}
+
 /// Continues a checksum over all of a payload but the entries' contents.
 fn structure_checksum(payload: &[u8], mut checksum: u32) -> Result<u32, Fault> {
     let mut records = RecordReader::new(payload);
@@ -489,12 +525,7 @@ impl<'a> RecordReader<'a> {
         }
         let kind = self.byte()?;
         Ok(Some(match kind {
-            1 => Record::Append {
-                group: self.group()?,
-                first: self.varint()?,
-                count: self.varint()?,
-                previous: self.varint()?.checked_sub(1),
-            },
+            _ if kind & !APPEND_FLAGS == Kind::Append as u8 => self.append(kind)?,
             6 => {
                 let (group, first) = (self.group()?, self.varint()?);
                 Record::Copy { group, first, count: self.varint()? }
@@ -528,6 +559,23 @@ impl<'a> RecordReader<'a> {
             }
             _ => return Err("a record is of an unknown kind"),
         }))
+    }
+
+    fn append(&mut self, flags: u8) -> Result<Record, Fault> {
+        let shard = self.varint()?;
+        let incarnation = match flags & OMITS_INCARNATION {
+            0 => u32::try_from(self.varint()?).map_err(|_| "an incarnation is too large")?,
+            _ => 1,
+        };
+        let first = self.varint()?;
+        let count = if flags & OMITS_COUNT == 0 { self.varint()? } else { 1 };
+        let previous = match flags & OMITS_PREVIOUS {
+            0 => self.varint()?.checked_sub(1),
+            _ if count == 0 => return Err("an append without entries leaves out a term"),
+            // The first entry begins with its term.
+            _ => Some(self.clone().varint()?),
+        };
+        Ok(Record::Append { group: GroupId { shard, incarnation }, first, count, previous })
     }
 
     /// The next entry of an append or copy, its content verified.

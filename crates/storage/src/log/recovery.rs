@@ -253,6 +253,8 @@ fn oldest_recorded(newest: &Image, log_id: u64, numbers: &[u64]) -> Result<u64, 
 /// nothing that the segment's name, length and frames do not say.
 fn note_header(image: &Image, replay: &mut Replay) -> bool {
     let (reason, again) = match image.header {
+        // It is only of another day: what it says holds.
+        Err(HeaderFault::Older) => return true,
         // Others do not come as far as this.
         Ok(()) | Err(HeaderFault::Version(_) | HeaderFault::Foreign) => return false,
         Err(HeaderFault::Unreadable) => {

@@ -9,7 +9,12 @@ use crate::fs::File;
 /// Bytes of a segment's header; the first frame starts behind it.
 pub(super) const HEADER_LENGTH: usize = 64;
 pub(super) const SEGMENT_HEADER_BYTES: u64 = HEADER_LENGTH as u64;
-pub(super) const FORMAT_VERSION: u32 = 2;
+/// What is written.
+pub(super) const FORMAT_VERSION: u32 = 3;
+/// The oldest version that is read. Whatever it says, the newest says in the same way; it lacks the
+/// appends that leave something out. A start makes each file one of the newest version before
+/// anything is added to it, so that no older program meets what it does not know.
+pub(super) const FORMAT_VERSION_OLDEST: u32 = 2;
 const SEGMENT_MAGIC: [u8; 8] = *b"AHLOGSEG";
 const IDENTITY_MAGIC: [u8; 8] = *b"AHLOG-ID";
 const IDENTITY_BYTES: usize = 24;
@@ -43,9 +48,18 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
 }
 
 pub(super) fn header(log_id: u64, number: u64, length: u64) -> [u8; HEADER_LENGTH] {
+    header_of(FORMAT_VERSION, log_id, number, length)
+}
+
+pub(super) fn header_of(
+    version: u32,
+    log_id: u64,
+    number: u64,
+    length: u64,
+) -> [u8; HEADER_LENGTH] {
     let mut bytes = [0; HEADER_LENGTH];
     bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
-    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
     bytes[16..24].copy_from_slice(&log_id.to_le_bytes());
     bytes[24..32].copy_from_slice(&number.to_le_bytes());
     bytes[32..40].copy_from_slice(&length.to_le_bytes());
@@ -63,8 +77,10 @@ pub(super) enum HeaderFault {
     Cut(u64),
     /// It is of another log or place.
     Foreign,
-    /// It is whole, of another format version.
+    /// It is whole, of a format version that this program does not know.
     Version(u32),
+    /// It is whole, of an older format version: to be written again.
+    Older,
 }
 
 /// Checks the header of a segment's bytes.
@@ -74,24 +90,31 @@ pub(super) fn check_header(bytes: &[u8], log_id: u64, number: u64) -> Result<(),
         return Err(HeaderFault::Unreadable);
     }
     let version = whole[8..12].try_into().map_or(0, u32::from_le_bytes);
-    if version != FORMAT_VERSION {
+    if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&version) {
         return Err(HeaderFault::Version(version));
     }
     let length = whole[32..40].try_into().map_or(0, u64::from_le_bytes);
-    if whole != header(log_id, number, length) {
+    if whole != header_of(version, log_id, number, length) {
         return Err(HeaderFault::Foreign);
     }
     // No crash shortens a file whose length was synced: something cut it.
     if (bytes.len() as u64) < length {
         return Err(HeaderFault::Cut(length));
     }
+    if version < FORMAT_VERSION {
+        return Err(HeaderFault::Older);
+    }
     Ok(())
 }
 
 pub(super) fn identity(log_id: u64) -> [u8; IDENTITY_BYTES] {
+    identity_of(FORMAT_VERSION, log_id)
+}
+
+pub(super) fn identity_of(version: u32, log_id: u64) -> [u8; IDENTITY_BYTES] {
     let mut bytes = [0; IDENTITY_BYTES];
     bytes[..8].copy_from_slice(&IDENTITY_MAGIC);
-    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
     bytes[12..20].copy_from_slice(&log_id.to_le_bytes());
     let checksum = crc32c::crc32c(&bytes[..20]);
     bytes[20..].copy_from_slice(&checksum.to_le_bytes());
@@ -106,7 +129,8 @@ pub(super) fn read_identity(file: &dyn File) -> io::Result<Option<u64>> {
     let mut bytes = [0; IDENTITY_BYTES];
     file.read_at(&mut bytes, 0)?;
     let log_id = bytes[12..20].try_into().map_or(0, u64::from_le_bytes);
-    Ok((bytes == identity(log_id)).then_some(log_id))
+    let mut known = FORMAT_VERSION_OLDEST..=FORMAT_VERSION;
+    Ok(known.any(|version| bytes == identity_of(version, log_id)).then_some(log_id))
 }
 
 /// The log id in a segment's header, if the header is whole.

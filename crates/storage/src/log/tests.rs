@@ -10,6 +10,7 @@ mod interleaved;
 mod lag;
 mod missing;
 mod model;
+mod older;
 mod power;
 mod stress;
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{LogConfig, OpenError, SegmentedLog};
+use super::{LogConfig, OpenError, OpenReport, SegmentedLog};
 use crate::fs::MemoryFs;
 use crate::log_store::{GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite};
 

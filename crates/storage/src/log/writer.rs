@@ -284,8 +284,9 @@ impl Writer {
             batch.count += 1;
             match &queued.change {
                 Change::Append { group, previous, entries } => {
-                    let first = entries.first().map_or(0, |entry| entry.position.index);
-                    self.frame.append(*group, first, entries.len(), *previous);
+                    if let Some(first) = entries.first() {
+                        self.frame.append(*group, first.position, entries.len(), *previous);
+                    }
                     for entry in entries {
                         let at = self.frame.entry(*group, entry.position, &entry.content);
                         self.offsets.push(at);

@@ -43,7 +43,7 @@ impl Image {
 
     /// Whether it is as a prepared segment is.
     pub(super) fn is_prepared(&self) -> bool {
-        self.header == Ok(()) && self.gap.is_none()
+        matches!(self.header, Ok(()) | Err(HeaderFault::Older)) && self.gap.is_none()
     }
 
     pub(super) fn into_unopened(self) -> Unopened {
@@ -148,7 +148,7 @@ fn checked(mut image: Image) -> Result<Image, OpenError> {
             let end = usize::try_from(length).unwrap_or(usize::MAX);
             image.gap = Some((end, "the file is shorter than it was made"));
         }
-        Ok(()) | Err(HeaderFault::Unreadable) => {}
+        Ok(()) | Err(HeaderFault::Unreadable | HeaderFault::Older) => {}
     }
     Ok(image)
 }
