@@ -26,6 +26,8 @@ pub struct PlacementConfig {
     pub leader_transfers_max: usize,
     /// Merges at the same time, at most.
     pub merges_max: usize,
+    /// Splits at the same time, at most: each side's new owner builds an index of its own.
+    pub splits_max: usize,
     /// A node fuller than this is no target.
     pub target_usage_permille: u64,
     /// Lost replicas are not rebuilt in a region that would be fuller than this afterwards.
@@ -46,8 +48,15 @@ pub struct PlacementConfig {
     pub split_bytes: u64,
     /// A shard with more anchors is split.
     pub split_anchors: u64,
-    /// A shard with more load is split.
+    /// A shard with more load is split, if it has had it for `split_load_ms`.
     pub split_load: u64,
+    /// How long a shard has too much load before it is split for that: a burst is over sooner.
+    pub split_load_ms: u64,
+    /// A shard with fewer anchors is not split for its load: what is asked for is likely the same
+    /// few, and they would stay together.
+    pub split_load_anchors_min: u64,
+    /// How long a shard that was moved or split is not split.
+    pub split_settle_ms: u64,
     /// Whether small neighbours become one. Off unless asked for.
     pub merges: bool,
     /// Both neighbours are smaller than this to be merged, in bytes.
@@ -77,6 +86,7 @@ impl Default for PlacementConfig {
             balance_incoming_max: 2,
             leader_transfers_max: 8,
             merges_max: 4,
+            splits_max: 8,
             target_usage_permille: 800,
             repair_usage_permille: 750,
             repair_load_permille: 800,
@@ -88,6 +98,9 @@ impl Default for PlacementConfig {
             split_bytes: 64 * MIB,
             split_anchors: 200_000,
             split_load: 2_000,
+            split_load_ms: 60_000,
+            split_load_anchors_min: 1_000,
+            split_settle_ms: 30_000,
             merges: false,
             merge_bytes_max: 20 * MIB,
             merge_load_max: 200,

@@ -19,6 +19,8 @@ pub enum Limit {
     Transfers,
     /// Merges.
     Merges,
+    /// Splits.
+    Splits,
 }
 
 /// Why something that a shard could use was not planned.
@@ -126,6 +128,7 @@ impl fmt::Display for WhyNot {
                     Limit::Outgoing => "outgoing",
                     Limit::Transfers => "transfers",
                     Limit::Merges => "merges",
+                    Limit::Splits => "splits",
                 };
                 write!(f, "limit of {limit} reached")
             }

@@ -1,6 +1,6 @@
 //! What is done about each need of a shard.
 
-use anchorhold_model::{NodeId, ReplicaRole};
+use anchorhold_model::{NodeId, ReplicaRole, Timestamp};
 
 use crate::shard::Shard;
 use crate::{Operator, Reason, Step, WhyNot};
@@ -23,7 +23,7 @@ impl Shard<'_> {
                 self.remove(node_id, need)
             }
             Reason::Diversity(node_id) => self.spread(node_id, need),
-            Reason::SplitSize | Reason::SplitLoad => Ok(self.operator(vec![Step::Split], need)),
+            Reason::SplitSize | Reason::SplitLoad => self.cut(need),
             // These compare shards with one another: `balance` and `merge` decide them.
             Reason::ReplicaBalance(_) | Reason::LeaderBalance(_) | Reason::Merge => {
                 Err(WhyNot::Hysteresis)
@@ -159,6 +159,17 @@ impl Shard<'_> {
             return Err(WhyNot::NoRoom);
         }
         self.swap(node_id, target, reason)
+    }
+
+    /// Splits it, unless that was done or its members changed a moment ago: what is reported of it
+    /// may still be what it was before.
+    fn cut(&self, reason: Reason) -> Result<Operator, WhyNot> {
+        let changed = self.entry.status.change_time;
+        let settled = Timestamp(changed.0.saturating_add(self.survey.config.split_settle_ms));
+        if changed != Timestamp(0) && self.survey.now < settled {
+            return Err(WhyNot::Settling);
+        }
+        Ok(self.operator(vec![Step::Split], reason))
     }
 
     pub(crate) fn role_on(&self, node_id: NodeId) -> Option<ReplicaRole> {

@@ -116,7 +116,7 @@ impl<'a> Shard<'a> {
     }
 
     fn need(&self, count: &Count) -> Option<Reason> {
-        let (status, want, config) = (&self.entry.status, self.want, self.survey.config);
+        let (status, want) = (&self.entry.status, self.want);
         if let Some(node_id) = count.outside {
             return Some(Reason::Residency(node_id));
         }
@@ -159,14 +159,24 @@ impl<'a> Shard<'a> {
         {
             return self.most_dispensable(ReplicaRole::Learner).map(Reason::Diversity);
         }
-        if config.split_bytes < status.bytes || config.split_anchors < status.anchors {
-            return Some(Reason::SplitSize);
-        }
-        if config.split_load < status.load {
-            return Some(Reason::SplitLoad);
+        if let Some(reason) = self.split_need() {
+            return Some(reason);
         }
         let is_away = want.leader_region.is_some() && count.leader_region != want.leader_region;
         (is_away && status.leader.is_some()).then_some(Reason::LeaderRegion)
+    }
+
+    /// Whether it should be two. What cannot be cut is not too large.
+    fn split_need(&self) -> Option<Reason> {
+        let (status, config) = (&self.entry.status, self.survey.config);
+        let is_large = config.split_bytes < status.bytes || config.split_anchors < status.anchors;
+        if is_large && 2 <= status.anchors {
+            return Some(Reason::SplitSize);
+        }
+        let is_busy = config.split_load < status.load
+            && config.split_load_anchors_min.max(2) <= status.anchors
+            && status.busy_since.0.saturating_add(config.split_load_ms) <= self.survey.now.0;
+        is_busy.then_some(Reason::SplitLoad)
     }
 
     /// The places of the replicas with a role.

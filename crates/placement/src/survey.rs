@@ -75,6 +75,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) wants: BTreeMap<ClassId, Want>,
     operators: usize,
     merges: usize,
+    splits: usize,
 }
 
 /// What to take into account when a node is chosen.
@@ -126,6 +127,7 @@ impl<'a> Survey<'a> {
             wants: BTreeMap::new(),
             operators: view.in_flight().count(),
             merges: view.in_flight().filter(|op| op.reason == Reason::Merge).count(),
+            splits: view.in_flight().filter(|op| op.splits()).count(),
         };
         survey.fill_zones();
         for class in view.classes() {
@@ -336,6 +338,9 @@ impl<'a> Survey<'a> {
         if op.reason == Reason::Merge && self.config.merges_max <= self.merges {
             return Err(WhyNot::LimitReached(Limit::Merges));
         }
+        if op.splits() && self.config.splits_max <= self.splits {
+            return Err(WhyNot::LimitReached(Limit::Splits));
+        }
         for (node_id, work) in influence(op, entry.status.leader) {
             let Some(slot) = self.view.slot(node_id) else { continue };
             let tally = self.sites[slot as usize].tally;
@@ -371,6 +376,7 @@ impl<'a> Survey<'a> {
         }
         self.operators += 1;
         self.merges += usize::from(operator.reason == Reason::Merge);
+        self.splits += usize::from(operator.splits());
     }
 
     fn hold(&mut self, goal: &Goal, share: Share, is_in: bool) {

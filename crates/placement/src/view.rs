@@ -87,8 +87,10 @@ pub struct ShardStatus {
     pub anchors: u64,
     /// Requests per second.
     pub load: u64,
-    /// When its members or bounds changed last.
+    /// When its members or bounds changed last; 0 if long ago.
     pub change_time: Timestamp,
+    /// Since when it has had too much load without a pause; 0 if for long.
+    pub busy_since: Timestamp,
 }
 
 /// A placement class.

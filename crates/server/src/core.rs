@@ -1,5 +1,6 @@
 //! What every request of one node shares.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anchorhold_consensus::seams::BoxFuture;
 use anchorhold_consensus::{CallHandler, Clock, Host, Offload};
 use anchorhold_model::catalog::CatalogState;
-use anchorhold_model::{NodeId, Timestamp};
+use anchorhold_model::{NodeId, ShardId, Timestamp};
 use anchorhold_storage::{LogStore, StateStore};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use crate::index::Indexes;
 use crate::load::LoadMeter;
 use crate::request::{self, NodeReply, NodeRequest, ShardError};
 use crate::route::Routes;
+use crate::scheduler::ShardPast;
 use crate::scheduler::operate::Steps;
 
 /// The node as its services see it.
@@ -60,6 +62,8 @@ pub struct Core {
     /// How often the shards here are asked.
     pub load: LoadMeter,
     pub(crate) steps: Steps,
+    /// What this node has seen of the shards since it leads the catalog; empty if it does not.
+    pub(crate) seen: Mutex<BTreeMap<ShardId, ShardPast>>,
     /// Calls of clients that are worked on.
     pub open_calls: AtomicUsize,
     catalog: watch::Receiver<Arc<CatalogState>>,
@@ -127,6 +131,7 @@ impl Core {
             placement: parts.placement,
             load: LoadMeter::default(),
             steps: Steps::default(),
+            seen: Mutex::default(),
             open_calls: AtomicUsize::default(),
             random: Mutex::new(parts.random),
         };

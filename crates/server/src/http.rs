@@ -97,6 +97,7 @@ impl Core {
             let is_present = report.troubles.contains(&trouble);
             gauge!(name::UNFIT, "trouble" => label).set(f64::from(u8::from(is_present)));
         }
+        gauge!(name::OPERATORS).set(self.catalog().operators.len() as f64);
         gauge!(name::CLOCK_OFFSET).set(report.clock_offset_ms.unwrap_or(0) as f64);
         gauge!(name::BUILD_INFO, "version" => crate::VERSION).set(1.0);
         counter!(name::LOG_ENTRIES_TOTAL).absolute(log.entries);

@@ -5,6 +5,7 @@
 //! routed by, the time left. Encoded by postcard behind one byte of format version;
 //! an unknown version is refused, never guessed at.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use anchorhold_proto::convert::{FilterSpec, RegionSpec};
 
+use crate::scheduler::ShardPast;
 use crate::scheduler::operate::Standing;
 
 /// Version of this module's encoding.
@@ -346,6 +348,8 @@ pub struct NodeReport {
     pub clock_offset_ms: Option<i64>,
     /// What the last round of scrubbing found damaged, for people.
     pub damage: Vec<String>,
+    /// What it has seen of the shards over time, if it leads the catalog.
+    pub seen: BTreeMap<ShardId, ShardPast>,
     /// Its replicas, the catalog's first.
     pub replicas: Vec<ReplicaReport>,
 }

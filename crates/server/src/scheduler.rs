@@ -25,7 +25,10 @@ use anchorhold_model::catalog::{
 };
 use anchorhold_model::{NodeId, ShardId, Timestamp};
 use anchorhold_placement::{Operator, Step, plan};
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+
+pub use self::observe::ShardPast;
 
 use self::observe::Observer;
 use crate::config::PlacementSettings;
@@ -40,6 +43,8 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const TRANSFER_MS_MAX: u64 = 15_000;
 /// How long a shard whose operator was given up is left alone.
 const REST_MS: u64 = 5_000;
+/// How long a shard is left alone for which a step was found impossible.
+const IMPOSSIBLE_REST_MS: u64 = 60_000;
 
 /// What the node that leads the catalog remembers from look to look.
 struct Scheduler {
@@ -50,6 +55,8 @@ struct Scheduler {
     tasks: BTreeMap<(ShardId, u64), JoinHandle<()>>,
     /// Shards whose operator was given up, and until when they are left alone.
     resting: BTreeMap<ShardId, Timestamp>,
+    /// Shards for which a step was found impossible since the last plan.
+    hopeless: Arc<Mutex<BTreeSet<ShardId>>>,
     rounds: u64,
 }
 
@@ -75,6 +82,7 @@ impl Scheduler {
             observer,
             tasks: BTreeMap::new(),
             resting: BTreeMap::new(),
+            hopeless: Arc::default(),
             rounds: 0,
         }
     }
@@ -110,14 +118,18 @@ impl Scheduler {
 
     fn plan(&mut self, survey: &Survey, catalog: &CatalogState, now: Timestamp) -> Vec<Operator> {
         let config = self.settings.planning(&catalog.scheduler);
-        let changed = self.observer.changed(survey, now);
-        let view = view::cluster_view(survey, catalog, &self.settings, &changed);
+        let seen = self.observer.seen(survey, config.split_load, now);
+        let view = view::cluster_view(survey, catalog, &self.settings, seen);
+        self.core.seen.lock().clone_from(seen);
         self.rounds += 1;
         let plan = plan(&view, &config, now, self.rounds);
         for (why, count) in &plan.refused {
             tracing::debug!(why, count, "some shards could use a change and get none");
         }
         self.resting.retain(|_, until| now < *until);
+        for shard_id in std::mem::take(&mut *self.hopeless.lock()) {
+            self.resting.insert(shard_id, Timestamp(now.0.saturating_add(IMPOSSIBLE_REST_MS)));
+        }
         let mut operators = plan.operators;
         operators.retain(|operator| !self.resting.contains_key(&operator.shard_id));
         operators
@@ -157,6 +169,7 @@ impl Scheduler {
                 continue;
             };
             tracing::warn!(operator = %record.operator, "given up: {why}");
+            operate::count(record, "given_up");
             self.finish(record, now).await;
         }
     }
@@ -184,10 +197,10 @@ impl Scheduler {
         });
         for record in catalog.operators.values() {
             let key = (record.operator.shard_id, record.number);
-            let (core, record) = (Arc::clone(&self.core), record.clone());
-            self.tasks
-                .entry(key)
-                .or_insert_with(|| tokio::spawn(operate::see_through(core, record)));
+            let (core, hopeless) = (Arc::clone(&self.core), Arc::clone(&self.hopeless));
+            self.tasks.entry(key).or_insert_with(|| {
+                tokio::spawn(operate::see_through(core, record.clone(), hopeless))
+            });
         }
     }
 
@@ -215,5 +228,6 @@ impl Drop for Scheduler {
         for task in self.tasks.values() {
             task.abort();
         }
+        self.core.seen.lock().clear();
     }
 }

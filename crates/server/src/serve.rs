@@ -205,6 +205,7 @@ impl Core {
             troubles: fitness.troubles,
             clock_offset_ms: fitness.clock_offset_ms,
             damage: self.damage.lock().clone(),
+            seen: self.seen.lock().clone(),
             replicas: replicas
                 .map(|replica| {
                     report_replica(&replica, self.load.rate(&*self.clock, replica.shard_id()))

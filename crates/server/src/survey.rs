@@ -335,6 +335,7 @@ mod tests {
                 troubles: Vec::new(),
                 clock_offset_ms: Some(0),
                 damage: Vec::new(),
+                seen: BTreeMap::new(),
                 replicas: vec![replica(&own, *node, leads), replica(&shard, *node, leads)],
             };
             (report.node, report)

@@ -156,6 +156,10 @@ pub mod name {
     pub const SCRUB_DAMAGE_TOTAL: &str = "anchorhold_scrub_damage_total";
     /// Comparisons of a shard's replicas at one index, by result.
     pub const REPLICA_COMPARISONS_TOTAL: &str = "anchorhold_replica_comparisons_total";
+    /// Counter by reason and result.
+    pub const OPERATORS_TOTAL: &str = "anchorhold_scheduler_operators_total";
+    /// Gauge.
+    pub const OPERATORS: &str = "anchorhold_scheduler_operators_open";
     /// Counter.
     pub const SWEPT_TOTAL: &str = "anchorhold_swept_rows_total";
     /// Gauge, always 1.
@@ -191,6 +195,11 @@ fn describe() {
         name::REPLICA_COMPARISONS_TOTAL,
         "Comparisons of a shard's replicas at one index, by result"
     );
+    counter!(
+        name::OPERATORS_TOTAL,
+        "Changes of shards that came to an end while this node led the catalog, by reason and result"
+    );
+    gauge!(name::OPERATORS, "Changes of shards that are under way, as this node knows");
     counter!(name::SWEPT_TOTAL, "Rows erased by sweeps");
     gauge!(name::DISK_FREE_BYTES, "Bytes that this node may still write");
     gauge!(name::DISK_USED_BYTES, "Bytes of the data directory, the ballast aside");

@@ -220,6 +220,36 @@ impl Operator {
             Some(_) | None => None,
         }
     }
+
+    /// Whether it makes two shards of one.
+    pub fn splits(&self) -> bool {
+        self.steps.contains(&Step::Split)
+    }
+}
+
+impl Reason {
+    /// A stable name without ids, for counting.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Residency(_) => "residency",
+            Self::UnfinishedJoint => "unfinished_joint",
+            Self::DeadReplica(_) => "dead_replica",
+            Self::LeaderOnBadNode(_) => "leader_on_bad_node",
+            Self::Decommission(_) => "decommission",
+            Self::MisplacedVoter(_) => "misplaced_voter",
+            Self::MissingVoter => "missing_voter",
+            Self::MissingLearner => "missing_learner",
+            Self::ExtraVoter(_) => "extra_voter",
+            Self::ExtraLearner(_) => "extra_learner",
+            Self::Diversity(_) => "diversity",
+            Self::SplitSize => "split_size",
+            Self::SplitLoad => "split_load",
+            Self::LeaderRegion => "leader_region",
+            Self::ReplicaBalance(_) => "replica_balance",
+            Self::LeaderBalance(_) => "leader_balance",
+            Self::Merge => "merge",
+        }
+    }
 }
 
 impl fmt::Display for Step {

@@ -384,12 +384,80 @@ fn operators_in_flight_count_and_their_shards_are_left_alone() {
 fn shards_split_by_size_count_and_load() {
     check(
         SIX,
-        "s1 c1 n1* n2 n3 size=65\ns2 c1 n4 n5* n6 anchors=200001\ns3 c1 n1 n2 n3* load=2001",
+        "s1 c1 n1* n2 n3 size=65 anchors=2\ns2 c1 n4 n5* n6 anchors=200001\n\
+         s3 c1 n1 n2 n3* load=2001 anchors=1000",
         expect![[r#"
             s1@1.1.1 split: too large
             s2@1.1.1 split: too large
             s3@1.1.1 split: too much load
         "#]],
+    );
+}
+
+#[test]
+fn what_cannot_be_cut_is_not_split() {
+    check(
+        SIX,
+        "s1 c1 n1* n2 n3 size=65 anchors=1\ns2 c1 n4 n5* n6 load=2001 anchors=999",
+        expect![[r#"
+            s1 not: n1 holds more than others: hysteresis
+            s2 not: n5 leads more than others: hysteresis
+            s1 not: n1 leads more than others: hysteresis
+        "#]],
+    );
+}
+
+#[test]
+fn a_burst_of_load_splits_nothing() {
+    check(
+        SIX,
+        "s1 c1 n1* n2 n3 load=2001 anchors=1000 busy=999940001\n\
+         s2 c1 n4 n5* n6 load=2001 anchors=1000 busy=999940000",
+        expect![[r#"
+            s2@1.1.1 split: too much load
+            s1 not: n1 leads more than others: hysteresis
+        "#]],
+    );
+}
+
+#[test]
+fn halves_of_a_shard_are_not_split_at_once() {
+    check(
+        SIX,
+        "s1 c1 n1* n2 n3 anchors=200001 changed=999970001\n\
+         s2 c1 n4 n5* n6 anchors=200001 changed=999970000",
+        expect![[r#"
+            s2@1.1.1 split: too large
+            s1 not: too large: settling
+        "#]],
+    );
+}
+
+#[test]
+fn few_shards_split_at_the_same_time() {
+    let config = PlacementConfig { splits_max: 2, ..PlacementConfig::default() };
+    check_with(
+        &config,
+        &format!(
+            "{SIX}s1 c1 n1* n2 n3 anchors=200001\ns2 c1 n4 n5* n6 anchors=200001\n\
+             s3 c1 n1 n2 n3* anchors=200001\nflight s3 split"
+        ),
+        expect![[r#"
+            s1@1.1.1 split: too large
+            s3 not: operator in flight
+            s2 not: too large: limit of splits reached
+        "#]],
+    );
+}
+
+#[test]
+fn a_shard_is_made_whole_before_it_is_split() {
+    check(
+        SIX,
+        "n3 down\ns1 c1 n1* n2 n3 anchors=200001",
+        expect![[r#"
+        s1@1.1.1 add n6, wait n6, voters +n6 -n3, remove n3: n3 is dead
+    "#]],
     );
 }
 

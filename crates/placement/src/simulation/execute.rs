@@ -211,6 +211,7 @@ impl Simulation {
         let end = left.range.end.map_or(u128::MAX, |end| end.0);
         let middle = Key(start + (end - start) / 2);
         left.epoch.version += 1;
+        left.busy_since = self.now;
         let mut right = left.clone();
         right.shard_id = ShardId(self.next_shard);
         self.next_shard += 1;

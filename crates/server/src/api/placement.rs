@@ -127,7 +127,11 @@ async fn decommission_node(
 /// The cluster as the planner would see it now.
 async fn look(call: &Call) -> ClusterView {
     let survey = call.core.survey().await;
-    cluster_view(&survey, &call.core.catalog(), &call.core.placement, &BTreeMap::new())
+    // Only the node that leads the catalog has seen anything.
+    let reports = survey.reports.values();
+    let seen = reports.map(|report| &report.seen).find(|seen| !seen.is_empty());
+    let nothing = BTreeMap::new();
+    cluster_view(&survey, &call.core.catalog(), &call.core.placement, seen.unwrap_or(&nothing))
 }
 
 async fn explain_node(

@@ -36,6 +36,20 @@ pub struct PlacementSettings {
     pub leader_transfers_max: usize,
     /// Requests per second that a node can lead.
     pub load_max: u64,
+    /// A shard with more bytes of records is split; 0 if none is for that.
+    pub split_bytes: u64,
+    /// A shard with more anchors is split; 0 if none is for that.
+    pub split_anchors: u64,
+    /// A shard that is asked more often per second is split; 0 if none is for that.
+    pub split_load: u64,
+    /// How long it is asked so often before it is split.
+    pub split_load_ms: u64,
+    /// A shard with fewer anchors is not split for its load.
+    pub split_load_anchors_min: u64,
+    /// How long a shard that was split or moved is not split.
+    pub split_settle_ms: u64,
+    /// Splits at once, at most.
+    pub splits_max: usize,
 }
 
 /// The one place where these numbers are written down, but for those that `placement` has.
@@ -55,6 +69,13 @@ impl Default for PlacementSettings {
             outgoing_max: plan.outgoing_max,
             leader_transfers_max: plan.leader_transfers_max,
             load_max: 20_000,
+            split_bytes: plan.split_bytes,
+            split_anchors: plan.split_anchors,
+            split_load: plan.split_load,
+            split_load_ms: plan.split_load_ms,
+            split_load_anchors_min: plan.split_load_anchors_min,
+            split_settle_ms: plan.split_settle_ms,
+            splits_max: plan.splits_max,
         }
     }
 }
@@ -72,6 +93,11 @@ impl PlacementSettings {
         if self.operator_ms_max == 0 || self.load_max == 0 {
             let rule = "and placement.operator_ms_max must be at least 1";
             return Err(wrong("placement.load_max", rule));
+        }
+        if self.split_settle_ms < self.interval_ms {
+            // What a shard was before its split must not be taken for what its halves are.
+            let rule = "must be at least placement.interval_ms";
+            return Err(wrong("placement.split_settle_ms", rule));
         }
         Ok(())
     }
@@ -92,16 +118,21 @@ impl PlacementSettings {
         let set = |number: Option<u32>, configured: usize| {
             number.and_then(|number| usize::try_from(number).ok()).unwrap_or(configured)
         };
+        let limit = |number: u64| if number == 0 { u64::MAX } else { number };
         PlacementConfig {
             settle_ms: self.settle_ms,
             operators_max: set(scheduler.operators_max, self.operators_max),
             incoming_max: set(scheduler.incoming_max, self.incoming_max),
             outgoing_max: self.outgoing_max,
             leader_transfers_max: self.leader_transfers_max,
-            // Nothing here carries a split out.
-            split_bytes: u64::MAX,
-            split_anchors: u64::MAX,
-            split_load: u64::MAX,
+            split_bytes: limit(self.split_bytes),
+            split_anchors: limit(self.split_anchors),
+            split_load: limit(self.split_load),
+            split_load_ms: self.split_load_ms,
+            split_load_anchors_min: self.split_load_anchors_min,
+            split_settle_ms: self.split_settle_ms,
+            splits_max: self.splits_max,
+            // Nothing here carries a merge out.
             merges: false,
             ..PlacementConfig::default()
         }

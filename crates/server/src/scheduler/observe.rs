@@ -10,6 +10,7 @@ use anchorhold_model::{Epoch, NodeId, ReplicaId, ShardId, Timestamp};
 use anchorhold_placement::lifecycle::{
     LifecycleConfig, NodeLife, Observation, is_zone_event, step,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
 use crate::survey::{ShardSurvey, Survey};
@@ -25,7 +26,17 @@ pub(super) struct Observer {
     began: (Timestamp, Duration),
     heard: BTreeMap<NodeId, Timestamp>,
     steady_since: BTreeMap<NodeId, Timestamp>,
-    epochs: BTreeMap<ShardId, (Epoch, Timestamp)>,
+    epochs: BTreeMap<ShardId, Epoch>,
+    seen: BTreeMap<ShardId, ShardPast>,
+}
+
+/// What was seen of a shard over time. Times are 0 for what was so before anybody looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardPast {
+    /// When its members or bounds changed last.
+    pub change_time: Timestamp,
+    /// Since when it has had more load than a shard should, without a pause.
+    pub busy_since: Timestamp,
 }
 
 impl Observer {
@@ -39,6 +50,7 @@ impl Observer {
             heard: BTreeMap::new(),
             steady_since: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            seen: BTreeMap::new(),
         }
     }
 
@@ -130,25 +142,36 @@ impl Observer {
         }
     }
 
-    /// When the shards' members or bounds were last seen to change; nothing for those that have not
-    /// since this node began to look.
-    pub(super) fn changed(
+    /// What was seen of the shards; more load than `load_max` is too much.
+    pub(super) fn seen(
         &mut self,
         survey: &Survey,
+        load_max: u64,
         now: Timestamp,
-    ) -> BTreeMap<ShardId, Timestamp> {
-        let mut changed = BTreeMap::new();
+    ) -> &BTreeMap<ShardId, ShardPast> {
+        let is_first = self.epochs.is_empty();
+        let mut epochs = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for shard in survey.shards() {
             let descriptor = &shard.descriptor;
-            let (epoch, at) =
-                self.epochs.entry(descriptor.shard_id).or_insert((descriptor.epoch, Timestamp(0)));
-            if *epoch != descriptor.epoch {
-                (*epoch, *at) = (descriptor.epoch, now);
+            let shard_id = descriptor.shard_id;
+            let before = self.epochs.get(&shard_id);
+            // Who comes from a split is as new as the split, whoever was there before it.
+            let is_child = before.is_none() && Epoch::FIRST.version < descriptor.epoch.version;
+            let is_changed = before.is_some_and(|epoch| *epoch != descriptor.epoch);
+            let mut now_seen = self.seen.get(&shard_id).copied().unwrap_or_default();
+            if is_changed || (is_child && !is_first) {
+                now_seen.change_time = now;
             }
-            changed.insert(descriptor.shard_id, *at);
+            let load = shard.leader.map_or(0, |(_, leader)| leader.load);
+            if load <= load_max || before.is_none() {
+                now_seen.busy_since = now;
+            }
+            epochs.insert(shard_id, descriptor.epoch);
+            seen.insert(shard_id, now_seen);
         }
-        self.epochs.retain(|shard_id, _| changed.contains_key(shard_id));
-        changed
+        (self.epochs, self.seen) = (epochs, seen);
+        &self.seen
     }
 }
 

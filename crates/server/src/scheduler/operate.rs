@@ -5,7 +5,7 @@
 //! shard's leader takes steps only of the operator that its own copy of the catalog has under way,
 //! and each step only if the members are still those that it looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +13,14 @@ use anchorhold_consensus::{MemberChange, Replica};
 use anchorhold_model::catalog::{CatalogCommand, OperatorRecord, Step};
 use anchorhold_model::{NodeId, ShardId};
 use anchorhold_placement::{ShardNow, progress};
+use anchorhold_proto::Reason;
+use metrics::counter;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
 use crate::request::{self, NodeReply, NodeRequest};
+use crate::telemetry::name;
 
 /// Time between two questions.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -25,6 +28,8 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long the shard's leader may take to answer; it does not wait for the step.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one attempt at a split may take: counting what moves is most of it.
+const SPLIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for the catalog.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -45,6 +50,11 @@ pub enum Standing {
     },
     /// The shard is not what it was planned for any more.
     Moved,
+    /// A step cannot be taken, now or later.
+    Impossible {
+        /// Why not.
+        why: String,
+    },
     /// This node's copy of the catalog does not have the operator.
     Unknown,
 }
@@ -52,11 +62,22 @@ pub enum Standing {
 /// Steps that are being taken on this node, and what was in the way of the last ones.
 #[derive(Default)]
 pub struct Steps {
-    running: Mutex<BTreeMap<(ShardId, u64), String>>,
+    running: Mutex<BTreeMap<(ShardId, u64), Standing>>,
 }
 
-/// Sees to it that an operator comes to its end, and takes it out of the catalog then.
-pub(super) async fn see_through(core: Arc<Core>, record: OperatorRecord) {
+/// Counts an operator that has come to an end.
+pub(super) fn count(record: &OperatorRecord, result: &'static str) {
+    let reason = record.operator.reason.name();
+    counter!(name::OPERATORS_TOTAL, "reason" => reason, "result" => result).increment(1);
+}
+
+/// Sees to it that an operator comes to its end, and takes it out of the catalog then. A shard whose
+/// operator proves impossible is noted in `hopeless`, before another can be planned for it.
+pub(super) async fn see_through(
+    core: Arc<Core>,
+    record: OperatorRecord,
+    hopeless: Arc<Mutex<BTreeSet<ShardId>>>,
+) {
     let shard = record.operator.shard_id;
     let mut hint = None;
     let mut said = String::new();
@@ -69,10 +90,18 @@ pub(super) async fn see_through(core: Arc<Core>, record: OperatorRecord) {
         match standing {
             Some(Standing::Through) => {
                 tracing::info!(operator = %record.operator, "done");
+                count(&record, "done");
                 break;
             }
             Some(Standing::Moved) => {
                 tracing::info!(operator = %record.operator, "the shard has moved on");
+                count(&record, "overtaken");
+                break;
+            }
+            Some(Standing::Impossible { why }) => {
+                tracing::warn!(operator = %record.operator, why, "given up: it cannot be done");
+                count(&record, "impossible");
+                hopeless.lock().insert(shard);
                 break;
             }
             Some(Standing::NotLeader { leader }) => {
@@ -138,13 +167,15 @@ impl Core {
         if !replica.is_leader() {
             return Standing::NotLeader { leader: replica.leader().map(|leader| leader.node_id) };
         }
-        if let Some(what) = self.steps.running.lock().get(&(shard, number)).cloned() {
-            return Standing::Working { what };
+        if let Some(standing) = self.steps.running.lock().get(&(shard, number)).cloned() {
+            return standing;
         }
         let epoch = replica.state().descriptor.epoch;
         let planned = record.operator.epoch;
         if (epoch.incarnation, epoch.version) != (planned.incarnation, planned.version) {
-            return Standing::Moved;
+            // A split is over when the shard has other bounds, whoever took it.
+            let is_split = record.operator.splits() && epoch.incarnation == planned.incarnation;
+            return if is_split { Standing::Through } else { Standing::Moved };
         }
         let Some(now) = shard_now(&replica, self.place.node) else {
             return Standing::NotLeader { leader: None };
@@ -159,8 +190,9 @@ impl Core {
         let what = step.unwrap_or_default();
         match next_move(&record, position) {
             Move::Change(change) => self.take_step(&replica, &record, change),
+            Move::Split => self.take_split(&record),
             Move::Wait => {}
-            Move::Impossible => return Standing::Moved,
+            Move::Impossible => return Standing::Impossible { why: format!("no {what} here") },
         }
         Standing::Working { what }
     }
@@ -173,13 +205,46 @@ impl Core {
     ) {
         let key = (record.operator.shard_id, record.number);
         let expected = replica.state().descriptor.epoch;
-        self.steps.running.lock().insert(key, format!("{change:?}"));
+        let what = format!("{change:?}");
+        let core = Arc::clone(self);
+        self.attempt(key, what, async move {
+            let result = core.host.change_members(key.0, expected, &change).await;
+            result.err().map(|error| Standing::Working { what: error.to_string() })
+        });
+    }
+
+    /// Splits the shard, which takes effect once however often it is begun: the epoch is that of the
+    /// plan, and the child has the id that was reserved for it.
+    fn take_split(self: &Arc<Self>, record: &OperatorRecord) {
+        let key = (record.operator.shard_id, record.number);
+        let version = record.operator.epoch.version;
+        let core = Arc::clone(self);
+        self.attempt(key, Step::Split.to_string(), async move {
+            let deadline = core.deadline(SPLIT_TIMEOUT);
+            let failure = core.split_shard(key.0, Some(version), None, &deadline).await.err()?;
+            let what = failure.message;
+            let is_hopeless = failure.reason == Reason::SplitImpossible;
+            Some(if is_hopeless {
+                Standing::Impossible { why: what }
+            } else {
+                Standing::Working { what }
+            })
+        });
+    }
+
+    /// Begins to take a step; what was in the way is said to whoever asks within a moment, then it
+    /// may be tried again.
+    fn attempt(
+        self: &Arc<Self>,
+        key: (ShardId, u64),
+        what: String,
+        work: impl Future<Output = Option<Standing>> + Send + 'static,
+    ) {
+        self.steps.running.lock().insert(key, Standing::Working { what });
         let core = Arc::clone(self);
         tokio::spawn(async move {
-            let result = core.host.change_members(key.0, expected, &change).await;
-            if let Err(error) = result {
-                // Said to whoever asks meanwhile; then it is tried again.
-                core.steps.running.lock().insert(key, error.to_string());
+            if let Some(standing) = work.await {
+                core.steps.running.lock().insert(key, standing);
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             core.steps.running.lock().remove(&key);
@@ -212,6 +277,7 @@ const LAG_ENTRIES_MAX: u64 = 128;
 /// What taking a step means for the shard's leader.
 enum Move {
     Change(MemberChange),
+    Split,
     Wait,
     /// Nothing here takes such a step.
     Impossible,
@@ -230,7 +296,8 @@ fn next_move(record: &OperatorRecord, position: usize) -> Move {
         Some(Step::RemoveReplica(node)) => MemberChange::RemoveLearner { node: *node },
         Some(Step::TransferLeader(node)) => MemberChange::TransferLeader { node: *node },
         Some(Step::WaitCaughtUp(_)) | None => return Move::Wait,
-        Some(Step::Split | Step::MergeInto(_)) => return Move::Impossible,
+        Some(Step::Split) => return Move::Split,
+        Some(Step::MergeInto(_)) => return Move::Impossible,
     };
     Move::Change(change)
 }

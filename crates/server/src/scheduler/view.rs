@@ -3,23 +3,23 @@
 use std::collections::BTreeMap;
 
 use anchorhold_consensus::Trouble;
+use anchorhold_model::ShardId;
 use anchorhold_model::catalog::{CatalogState, NodeRecord};
-use anchorhold_model::{ShardId, Timestamp};
 use anchorhold_placement::{
     ClassView, ClusterView, DiskState, NodeStatus, ReplicaStatus, ShardStatus,
 };
 
-use super::observe::lag_entries;
+use super::observe::{ShardPast, lag_entries};
 use crate::config::PlacementSettings;
-use crate::request::NodeReport;
+use crate::request::{NodeReport, ReplicaReport};
 use crate::survey::{ShardSurvey, Survey};
 
-/// What the planner knows; `changed` says when shards were last seen to change.
+/// What the planner knows; `seen` is what was seen of the shards over time.
 pub fn cluster_view(
     survey: &Survey,
     catalog: &CatalogState,
     settings: &PlacementSettings,
-    changed: &BTreeMap<ShardId, Timestamp>,
+    seen: &BTreeMap<ShardId, ShardPast>,
 ) -> ClusterView {
     let mut view = ClusterView::new(settings.planning(&catalog.scheduler));
     for class in catalog.classes.values() {
@@ -33,8 +33,8 @@ pub fn cluster_view(
         view.set_node(node_status(node, survey.reports.get(&node.node_id), settings));
     }
     for shard in survey.shards() {
-        let change_time = changed.get(&shard.descriptor.shard_id).copied().unwrap_or_default();
-        view.set_shard(shard_status(&shard, change_time));
+        let seen = seen.get(&shard.descriptor.shard_id).copied().unwrap_or_default();
+        view.set_shard(shard_status(&shard, seen));
     }
     for record in catalog.operators.values() {
         view.start(record.operator.clone());
@@ -71,11 +71,13 @@ fn node_status(
     }
 }
 
-fn shard_status(shard: &ShardSurvey<'_>, change_time: Timestamp) -> ShardStatus {
+fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast) -> ShardStatus {
     let descriptor = &shard.descriptor;
     let leader = shard.leader;
-    let largest = |figure: fn(&crate::request::ReplicaReport) -> u64| {
-        shard.replicas.values().map(|replica| figure(replica)).max().unwrap_or(0)
+    // A replica that is behind may not have applied the last split yet.
+    let figure = |figure: fn(&ReplicaReport) -> u64| {
+        let largest = || shard.replicas.values().map(|replica| figure(replica)).max();
+        leader.map(|(_, leader)| figure(leader)).or_else(largest).unwrap_or(0)
     };
     let replicas = descriptor.replicas.iter().map(|replica| {
         let report = shard.replicas.get(&replica.node_id);
@@ -100,9 +102,10 @@ fn shard_status(shard: &ShardSurvey<'_>, change_time: Timestamp) -> ShardStatus 
         replicas: replicas.collect(),
         is_joint: leader.is_some_and(|(_, leader)| leader.is_joint),
         leader: leader.map(|(node_id, _)| node_id),
-        bytes: largest(|replica| replica.bytes),
-        anchors: largest(|replica| replica.anchors),
+        bytes: figure(|replica| replica.bytes),
+        anchors: figure(|replica| replica.anchors),
         load: leader.map_or(0, |(_, leader)| leader.load),
-        change_time,
+        change_time: seen.change_time,
+        busy_since: seen.busy_since,
     }
 }

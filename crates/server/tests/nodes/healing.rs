@@ -21,7 +21,7 @@ fn impatient(config: &mut NodeConfig) {
     placement.settle_ms = 1_000;
 }
 
-async fn write(cluster: &Cluster, key: &str, count: u32, first_id: u128) -> Vec<String> {
+pub(crate) async fn write(cluster: &Cluster, key: &str, count: u32, first_id: u128) -> Vec<String> {
     let mut client = cluster.anchors(0, key);
     let mut ids = Vec::new();
     for n in 0..count {
@@ -36,7 +36,7 @@ async fn write(cluster: &Cluster, key: &str, count: u32, first_id: u128) -> Vec<
     ids
 }
 
-async fn read_all(cluster: &Cluster, node: usize, key: &str, ids: &[String]) {
+pub(crate) async fn read_all(cluster: &Cluster, node: usize, key: &str, ids: &[String]) {
     let mut client = cluster.anchors(node, key);
     for id in ids {
         let request = v1::GetAnchorRequest { id: id.clone(), read: None };

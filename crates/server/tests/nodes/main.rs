@@ -8,3 +8,4 @@ mod healing;
 mod anchors;
 mod locate;
 mod scrub;
+mod splitting;
