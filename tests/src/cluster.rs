@@ -56,9 +56,18 @@ impl TestCluster {
     /// # Errors
     /// If the binary cannot be built or a node does not become ready.
     pub async fn start(config: &str) -> anyhow::Result<Self> {
+        Self::start_topology(Topology::three_zones(1), config).await
+    }
+
+    /// As [`Self::start`], with other zones and nodes.
+    ///
+    /// # Errors
+    /// If the binary cannot be built or a node does not become ready.
+    pub async fn start_topology(topology: Topology, config: &str) -> anyhow::Result<Self> {
         let permit = BREAKABLE.acquire().await?;
         let directory = tempfile::tempdir()?;
-        let mut cluster = Self::start_in(directory.path(), config).await?;
+        let binary = tokio::task::spawn_blocking(binary::anchorhold).await??;
+        let mut cluster = Self::start_binary_in(binary, topology, directory.path(), config).await?;
         cluster.directory = Some(directory);
         cluster.permit = Some(permit);
         Ok(cluster)
@@ -71,7 +80,7 @@ impl TestCluster {
     pub async fn start_in(directory: &Path, config: &str) -> anyhow::Result<Self> {
         // Building takes minutes on a fresh machine and must not hold up other tests' timers.
         let binary = tokio::task::spawn_blocking(binary::anchorhold).await??;
-        Self::start_binary_in(binary, directory, config).await
+        Self::start_binary_in(binary, Topology::three_zones(1), directory, config).await
     }
 
     /// As [`Self::start`], with every node on a disk of its own that is as small as said.
@@ -80,14 +89,16 @@ impl TestCluster {
     /// If the binary cannot be built or a node does not become ready.
     pub async fn start_on_small_disks(disks: &SmallDisks, config: &str) -> anyhow::Result<Self> {
         let permit = BREAKABLE.acquire().await?;
+        let (binary, topology) = (disks.binary().to_owned(), Topology::three_zones(1));
         let mut cluster =
-            Self::start_binary_in(disks.binary().to_owned(), disks.directory(), config).await?;
+            Self::start_binary_in(binary, topology, disks.directory(), config).await?;
         cluster.permit = Some(permit);
         Ok(cluster)
     }
 
     async fn start_binary_in(
         binary: PathBuf,
+        topology: Topology,
         directory: &Path,
         config: &str,
     ) -> anyhow::Result<Self> {
@@ -99,7 +110,7 @@ impl TestCluster {
         }
         let launch = LaunchConfig {
             binary,
-            topology: Topology::three_zones(1),
+            topology,
             data_dir: directory.join("cluster"),
             node_arguments,
             node_environment: vec![("ANCHORHOLD_LOG_FILTER".to_owned(), "info".to_owned())],

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anchorhold_proto::admin_v1::account_service_client::AccountServiceClient;
 use anchorhold_proto::admin_v1::cluster_service_client::ClusterServiceClient;
+use anchorhold_proto::admin_v1::placement_service_client::PlacementServiceClient;
 use anchorhold_proto::v1;
 use anchorhold_proto::v1::anchor_service_client::AnchorServiceClient;
 use anchorhold_proto::v1::locate_service_client::LocateServiceClient;
@@ -82,6 +83,11 @@ impl Rpc {
     /// The operators' cluster service.
     pub fn clusters(&self) -> ClusterServiceClient<Channel> {
         ClusterServiceClient::new(self.channel())
+    }
+
+    /// Where replicas and leaders are, and why.
+    pub fn placements(&self) -> PlacementServiceClient<Channel> {
+        PlacementServiceClient::new(self.channel())
     }
 
     /// CreateAnchor.

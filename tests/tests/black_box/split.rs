@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use crate::faults::client;
 use crate::oracle::{check_nearest, ecef};
 
-const WRITERS: u32 = 6;
+pub(crate) const WRITERS: u32 = 6;
 
-fn operator(cluster: &TestCluster) -> AdminClient {
+pub(crate) fn operator(cluster: &TestCluster) -> AdminClient {
     let config = ClientConfig {
         endpoints: cluster.endpoints(),
         api_key: cluster.admin_key().to_owned(),
@@ -24,19 +24,23 @@ fn operator(cluster: &TestCluster) -> AdminClient {
     AdminClient::new(config).expect("a client")
 }
 
-async fn shards(admin: &AdminClient, account: &TestAccount) -> Vec<admin_v1::Shard> {
+pub(crate) async fn shards(admin: &AdminClient, account: &TestAccount) -> Vec<admin_v1::Shard> {
     let request = admin_v1::ListShardsRequest { account: account.number, ..Default::default() };
     let shards = admin.list_shards(request).await.unwrap().shards;
     shards.into_iter().filter(|shard| shard.shard_id != 0).collect()
 }
 
-fn place(number: u32) -> v1::Anchor {
+pub(crate) fn place(number: u32) -> v1::Anchor {
     let around = f64::from(number) * 0.618_034;
     geo_anchor(around.fract() * 160.0 - 80.0, (around * 7.0).fract() * 360.0 - 180.0, 10.0)
 }
 
 /// Writes until told to stop; everything that was acknowledged, and the longest time without.
-async fn writes(client: &Client, first: u32, stop: &AtomicBool) -> (Vec<v1::Anchor>, Duration) {
+pub(crate) async fn writes(
+    client: &Client,
+    first: u32,
+    stop: &AtomicBool,
+) -> (Vec<v1::Anchor>, Duration) {
     let (mut written, mut gap, mut last) = (Vec::new(), Duration::ZERO, Instant::now());
     for number in (first..).step_by(usize::try_from(WRITERS).unwrap()) {
         if stop.load(Ordering::Relaxed) {
@@ -51,7 +55,7 @@ async fn writes(client: &Client, first: u32, stop: &AtomicBool) -> (Vec<v1::Anch
 }
 
 /// Lists everything again and again: whoever was there before is in every listing, once.
-async fn listings(client: &Client, steady: &[v1::Anchor], stop: &AtomicBool) -> u32 {
+pub(crate) async fn listings(client: &Client, steady: &[v1::Anchor], stop: &AtomicBool) -> u32 {
     let mut listings = 0;
     while !stop.load(Ordering::Relaxed) {
         let ids = list(client, 37).await;
@@ -63,7 +67,7 @@ async fn listings(client: &Client, steady: &[v1::Anchor], stop: &AtomicBool) -> 
     listings
 }
 
-async fn list(client: &Client, page_size: u32) -> Vec<String> {
+pub(crate) async fn list(client: &Client, page_size: u32) -> Vec<String> {
     let read = Some(linearizable());
     let request = v1::ListAnchorsRequest { page_size, read, ..Default::default() };
     let (mut pages, mut ids) = (client.list_all(request), Vec::new());
@@ -73,7 +77,7 @@ async fn list(client: &Client, page_size: u32) -> Vec<String> {
     ids
 }
 
-async fn nearest(client: &Client, anchors: &[v1::Anchor], number: u32, is_exact: bool) {
+pub(crate) async fn nearest(client: &Client, anchors: &[v1::Anchor], number: u32, is_exact: bool) {
     let (latitude_deg, longitude_deg) =
         (f64::from(number % 120) - 60.0, f64::from(number % 300) - 150.0);
     let point = v1::GeoPoint { latitude_deg, longitude_deg, height_m: 0.0 };
@@ -93,7 +97,7 @@ async fn nearest(client: &Client, anchors: &[v1::Anchor], number: u32, is_exact:
     }
 }
 
-async fn queries(client: &Client, stop: &AtomicBool) -> u32 {
+pub(crate) async fn queries(client: &Client, stop: &AtomicBool) -> u32 {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         nearest(client, &[], number, false).await;

@@ -152,13 +152,21 @@ async fn explain_node(
         shards: one.count,
         shard_ids: one.shards.iter().map(|shard| shard.0).collect(),
     });
+    // The planner does not know that nobody asks it.
+    let is_paused = catalog.scheduler.is_paused && 0 < departure.ready;
+    let paused = is_paused.then(|| wire::Blocked {
+        cause: "scheduler paused".to_owned(),
+        remedy: "resume the scheduler".to_owned(),
+        shards: departure.ready,
+        shard_ids: Vec::new(),
+    });
     Ok(wire::ExplainNodeResponse {
         state: node_state(state, true).into(),
         replicas: departure.replicas,
         moving: departure.moving,
         ready: departure.ready,
         leaders: view.shards().filter(|shard| shard.leader == Some(node_id)).count() as u64,
-        blocked: blocked.collect(),
+        blocked: blocked.chain(paused).collect(),
     })
 }
 
