@@ -275,7 +275,7 @@ pub struct Second {
 }
 
 /// One phase.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseSpan {
     /// Its name.
     pub name: String,
@@ -283,6 +283,10 @@ pub struct PhaseSpan {
     pub begin_ns: u64,
     /// When it ended.
     pub end_ns: u64,
+    /// 99th percentile of the time that its acknowledged writes took, in milliseconds; 0 if there
+    /// were none.
+    #[serde(default)]
+    pub write_p99_ms: f64,
 }
 
 /// What was run, in words.

@@ -102,6 +102,7 @@ pub enum Wait {
 /// Scenarios that come with the harness, by name.
 const SHIPPED: &[(&str, &str)] = &[
     ("zone-loss", include_str!("../scenarios/zone-loss.toml")),
+    ("zone-heal", include_str!("../scenarios/zone-heal.toml")),
     ("leader-loss", include_str!("../scenarios/leader-loss.toml")),
     ("node-kill-storm", include_str!("../scenarios/node-kill-storm.toml")),
     ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),
@@ -128,6 +129,7 @@ const SHIPPED: &[(&str, &str)] = &[
 /// Topologies that come with the harness, by name.
 const TOPOLOGIES: &[(&str, &str)] = &[
     ("three-zones", include_str!("../../cluster/three-zones.toml")),
+    ("six-nodes", include_str!("../../cluster/six-nodes.toml")),
     ("nine-nodes", include_str!("../../cluster/nine-nodes.toml")),
     ("one-node", include_str!("../../cluster/one-node.toml")),
 ];

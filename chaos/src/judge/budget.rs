@@ -7,7 +7,7 @@ use super::gaps::{Streams, Window};
 use super::names::{BUDGETS, Budget};
 use super::timeline::Story;
 use super::traffic::Traffic;
-use crate::events::{Canary, FaultEvent};
+use crate::events::{Canary, FaultEvent, Sample};
 use crate::report::{BudgetResult, FaultResult, RecoveryRow, Spread};
 
 /// How long before a fault a gap may begin.
@@ -20,6 +20,8 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
     let streams = Streams::new(&traffic.writes);
     let ids: BTreeMap<&str, u64> =
         state.nodes.iter().map(|node| (node.name.as_str(), node.node_id)).collect();
+    let zones: BTreeSet<&String> =
+        story.samples.iter().flat_map(|(_, sample)| sample.leaders_per_zone.keys()).collect();
     let last_ack_ns = traffic.writes.iter().map(|write| write.end_ns).max().unwrap_or_default();
     let measured = story.faults.values().map(|fault| {
         let window = window(fault, story, last_ack_ns);
@@ -32,6 +34,11 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
         let replication = fault.healed_ns.and_then(|healed_ns| {
             story.time_until(healed_ns, window.until_ns, |sample| sample.replicas_missing == 0)
         });
+        let rebuilt = rebuilt(fault, story);
+        let spread = rebuilt.and(fault.healed_ns).and_then(|healed_ns| {
+            let until_ns = next_fault_ns(fault, story).unwrap_or(u64::MAX);
+            story.time_until(healed_ns, until_ns, |sample| is_even(sample, zones.len()))
+        });
         let measures = [
             ("write_gap_ms", gaps.all),
             ("client_gap_ms", gaps.worst_client),
@@ -39,6 +46,8 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
             ("unaffected_shard_gap_ms", gaps.worst_unaffected_shard),
             ("leaders_ms", leaders),
             ("replication_ms", replication),
+            ("rebuilt_ms", rebuilt),
+            ("spread_ms", spread),
         ];
         let measures =
             measures.into_iter().filter_map(|(name, ns)| Some((name.to_owned(), ns? as f64 / 1e6)));
@@ -66,13 +75,38 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
 /// From shortly before a fault until a while after its heal, the next fault after that, or the end.
 fn window(fault: &FaultEvent, story: &Story, last_ack_ns: u64) -> Window {
     let healed_ns = fault.healed_ns.unwrap_or(u64::MAX);
-    let next =
-        story.faults.values().map(|other| other.asked_ns).filter(|ns| healed_ns <= *ns).min();
     let until_ns = healed_ns
         .saturating_add(AFTER_NS)
-        .min(next.unwrap_or(u64::MAX))
+        .min(next_fault_ns(fault, story).unwrap_or(u64::MAX))
         .min(last_ack_ns.max(fault.asked_ns));
     Window { from_ns: fault.asked_ns.saturating_sub(BEFORE_NS), until_ns }
+}
+
+/// When the first fault came after a fault's heal.
+fn next_fault_ns(fault: &FaultEvent, story: &Story) -> Option<u64> {
+    let healed_ns = fault.healed_ns?;
+    story.faults.values().map(|other| other.asked_ns).filter(|ns| healed_ns <= *ns).min()
+}
+
+/// How long replicas were missing that others then stood in for; `None` if none was missing, or if
+/// some were for as long as the fault was on.
+fn rebuilt(fault: &FaultEvent, story: &Story) -> Option<u64> {
+    let (applied_ns, healed_ns) = (fault.applied_ns?, fault.healed_ns?);
+    let during = |at: &u64| (applied_ns..healed_ns).contains(at);
+    let samples = story.samples.iter().filter(|(at, sample)| during(at) && sample.answered);
+    let missing = |sample: &Sample| 0 < sample.replicas_missing;
+    let was_missing = samples.clone().any(|(_, sample)| missing(sample));
+    let is_missing = samples.clone().next_back().is_none_or(|(_, sample)| missing(sample));
+    let whole = |sample: &Sample| sample.replicas_missing == 0;
+    (was_missing && !is_missing).then(|| story.time_until(applied_ns, healed_ns, whole)).flatten()
+}
+
+/// Whether each of so many zones leads its share, give or take a tenth or one shard.
+fn is_even(sample: &Sample, zones: usize) -> bool {
+    let led: u32 = sample.leaders_per_zone.values().sum();
+    let share = f64::from(led) / zones.max(1) as f64;
+    let is_near = |led: &u32| (f64::from(*led) - share).abs() <= (share / 10.0).max(1.0);
+    sample.leaders_per_zone.len() == zones && sample.leaders_per_zone.values().all(is_near)
 }
 
 /// Sums the faults up by kind.
@@ -126,4 +160,64 @@ pub(super) fn budgets(
         });
     }
     results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{Event, EventKind, FaultStage};
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    fn sample(at_s: u64, missing: u32, led: [u32; 3]) -> Event {
+        let zones = ["a", "b", "c"].map(str::to_owned);
+        let sample = Sample {
+            replicas_missing: missing,
+            leaders_per_zone: zones.into_iter().zip(led).filter(|(_, led)| 0 < *led).collect(),
+            answered: true,
+            ..Sample::default()
+        };
+        Event { t_ns: at_s * SECOND_NS, kind: EventKind::Sample(sample) }
+    }
+
+    fn fault() -> Event {
+        let fault = FaultEvent {
+            id: 1,
+            fault: "kill".to_owned(),
+            target: "zone=c".to_owned(),
+            nodes: vec!["c1".to_owned()],
+            stage: FaultStage::Healed,
+            asked_ns: SECOND_NS,
+            applied_ns: Some(SECOND_NS),
+            healed_ns: Some(6 * SECOND_NS),
+            canary: Canary::Took,
+            detail: String::new(),
+        };
+        Event { t_ns: SECOND_NS, kind: EventKind::Fault(fault) }
+    }
+
+    #[track_caller]
+    fn check(samples: [(u32, [u32; 3]); 8], rebuilt_ms: Option<f64>, spread_ms: Option<f64>) {
+        let mut events = vec![fault()];
+        let each = (2..).zip(samples);
+        events.extend(each.map(|(at_s, (missing, led))| sample(at_s, missing, led)));
+        let story = Story::of(&events);
+        let found = faults(&story, &Traffic::default(), &FinalState::default());
+        assert_eq!(measure_of(&found[0], "rebuilt_ms"), rebuilt_ms);
+        assert_eq!(measure_of(&found[0], "spread_ms"), spread_ms);
+    }
+
+    #[test]
+    fn what_the_rest_stood_in_for_is_rebuilt_and_what_came_back_is_spread_to() {
+        let lost = (8, [12, 12, 0]);
+        let whole = (0, [12, 12, 0]);
+        let back = [(0, [12, 11, 1]), (0, [10, 7, 7]), (0, [8, 8, 8]), (0, [8, 8, 8])];
+        check(
+            [lost, lost, whole, whole, back[0], back[1], back[2], back[3]],
+            Some(3_000.0),
+            Some(2_000.0),
+        );
+        // Who waits for the lost node to come back has rebuilt nothing.
+        check([lost, lost, lost, lost, back[0], back[1], back[2], back[3]], None, None);
+    }
 }

@@ -144,6 +144,14 @@ pub const BUDGETS: &[Budget] = &[
     Budget { name: "unaffected_shard_gap_ms", text: "the same, only shards that no hit node led" },
     Budget { name: "leaders_ms", text: "until every shard had a leader again" },
     Budget { name: "replication_ms", text: "from the heal until no replica was missing" },
+    Budget {
+        name: "rebuilt_ms",
+        text: "until no replica was missing, the fault being on: the rest stood in for it",
+    },
+    Budget {
+        name: "spread_ms",
+        text: "from the heal of such a fault until every zone led its share again",
+    },
     Budget { name: "write_ms", text: "time that one acknowledged write took, of the whole run" },
     Budget { name: "read_ms", text: "time that one answered read took, of the whole run" },
 ];

@@ -38,7 +38,12 @@ impl Story {
         match &event.kind {
             EventKind::PhaseBegin { name } => {
                 let name = name.clone();
-                self.phases.push(PhaseSpan { name, begin_ns: t_ns, end_ns: t_ns });
+                self.phases.push(PhaseSpan {
+                    name,
+                    begin_ns: t_ns,
+                    end_ns: t_ns,
+                    write_p99_ms: 0.0,
+                });
             }
             EventKind::PhaseEnd { name } => {
                 let open = self.phases.iter_mut().rev().find(|phase| phase.name == *name);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::history::{Action, Operation, Outcome};
-use crate::report::{Second, Spread, Totals};
+use crate::report::{PhaseSpan, Second, Spread, Totals};
 
 /// The traffic of a run.
 #[derive(Debug, Default)]
@@ -93,6 +93,19 @@ impl Traffic {
             });
         }
         seconds
+    }
+}
+
+impl Traffic {
+    /// A phase with how long its writes took: those that were begun and acknowledged in it.
+    pub(super) fn time_in(&self, phase: PhaseSpan) -> PhaseSpan {
+        let inside = |write: &&AckedWrite| {
+            !write.resolved && phase.begin_ns <= write.start_ns && write.end_ns <= phase.end_ns
+        };
+        let took = self.writes.iter().filter(inside);
+        let took = took.map(|write| f64::from(milliseconds(write.end_ns - write.start_ns)));
+        let spread = Spread::of(took.collect()).unwrap_or_default();
+        PhaseSpan { write_p99_ms: spread.p99, ..phase }
     }
 }
 

@@ -107,6 +107,7 @@ fn assemble(
         description.invariants.iter().filter_map(|name| Invariant::named(name)).collect();
     let invariants = Invariant::ALL.iter().map(|one| invariant(*one, &asked, &findings)).collect();
     let duration_ns = traffic.end_ns.max(story.end_ns);
+    let phases = story.phases.iter().map(|phase| traffic.time_in(phase.clone())).collect();
     let mut timeline = traffic.seconds(duration_ns / 1_000_000_000 + 1);
     story.fill(&mut timeline);
     let mut report = Report {
@@ -124,7 +125,7 @@ fn assemble(
         violations: findings.violations,
         faults,
         timeline,
-        phases: story.phases.clone(),
+        phases,
         failpoints: failpoints(story),
         texts: Texts {
             scenario: description.scenario_text.clone(),

@@ -39,9 +39,10 @@ pub(super) fn timeline(report: &Report) -> String {
         // Writing to a string cannot fail.
         let _ = write!(
             svg,
-            "<line class=\"phase\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"><title>{} begins</title></line>",
+            "<line class=\"phase\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"><title>{} begins; 99 of 100 of its writes took at most {}</title></line>",
             height - ROW_GAP,
-            escaped(&phase.name)
+            escaped(&phase.name),
+            duration(phase.write_p99_ms)
         );
     }
     for (number, (name, drawing)) in rows.iter().enumerate() {
