@@ -2,7 +2,7 @@
 
 use super::damage::{frames, path};
 use super::*;
-use crate::fs::{Fault, FileSystem};
+use crate::fs::Fault;
 use crate::log::segment::{FORMAT_VERSION, FORMAT_VERSION_OLDEST, header_of, identity_of};
 
 /// A group of which no append leaves anything out but its count: the older version's own words, if
