@@ -172,7 +172,12 @@ impl Host {
             snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
             offload: parts.seams.offload.clone(),
         };
+        // Whoever has lost the lead meanwhile may be a candidate by now. openraft takes the sender of
+        // a snapshot for the leader of its vote: it must be one.
         let vote = replica.raft().metrics().borrow_watched().vote;
+        if !wire::is_leaders(&vote) {
+            return Err("it does not lead any more".to_owned());
+        }
         let client = network.client(replica_id.0, &PeerNode { node_id: node.0 }, false);
         client.send_snapshot(vote, file).await.map(drop)
     }

@@ -49,7 +49,7 @@ use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};
 use crate::snapshot;
 use crate::stamp::Stamper;
-use crate::types::{Raft, Reply, Snapshot, TypeConfig};
+use crate::types::{Raft, Reply, Snapshot, TypeConfig, Vote};
 use crate::wire::{self, SnapshotHead, TransferMessage, WireVote};
 use crate::{ConsensusConfig, Seams, runtime};
 
@@ -689,6 +689,10 @@ impl Replica {
         if head.to != self.replica_id.0 {
             return Err(Status::not_found("another replica was addressed"));
         }
+        let vote: Vote = head.vote.into();
+        if !wire::is_leaders(&vote) {
+            return Err(Status::failed_precondition("only who leads sends snapshots"));
+        }
         if self.shared.births.is_parent(self.shard_id()) {
             // Their beginning lies in this replica's file and log.
             return Err(Status::unavailable("children of this shard have no snapshot file yet"));
@@ -729,7 +733,7 @@ impl Replica {
         let meta = snapshot::meta_of(&file).map_err(|error| internal(&error))?;
         let response = self
             .raft
-            .install_full_snapshot(head.vote.into(), Snapshot { meta, snapshot: file })
+            .install_full_snapshot(vote, Snapshot { meta, snapshot: file })
             .await
             .map_err(|error| internal(&error))?;
         Ok(wire::encode(&WireVote::from(&response.vote)))

@@ -121,6 +121,11 @@ impl From<WireVote> for Vote {
     }
 }
 
+/// Whether a vote is that of a leader: one that a quorum has granted.
+pub(crate) fn is_leaders(vote: &Vote) -> bool {
+    vote.committed
+}
+
 /// (term, index).
 pub(crate) type WireLogId = (u64, u64);
 
@@ -400,6 +405,14 @@ pub(crate) struct SnapshotHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_candidates_vote_is_no_leaders_also_behind_the_wire() {
+        for (vote, expected) in [(Vote::new(6, 1), false), (Vote::new_committed(6, 1), true)] {
+            let sent: WireVote = decode("a vote", &encode(&WireVote::from(&vote))).unwrap();
+            assert_eq!((is_leaders(&vote), is_leaders(&sent.into())), (expected, expected));
+        }
+    }
 
     fn append() -> AppendMessage {
         let membership = Membership::new(

@@ -232,6 +232,10 @@ fn move_leader(survey: &Survey<'_>, entry: &ShardEntry) -> Result<Operator, WhyN
     let status = &entry.status;
     let shard = Shard::new(survey, entry).ok_or(WhyNot::ClassUnknown(status.class))?;
     let leader = status.leader.ok_or(WhyNot::NoLeader)?;
+    let settled = Timestamp(status.lead_time.0.saturating_add(survey.config.leader_settle_ms));
+    if status.lead_time != Timestamp(0) && survey.now < settled {
+        return Err(WhyNot::Settling);
+    }
     let from = survey.view.slot(leader).ok_or(WhyNot::NoLeader)?;
     let load = status.load.saturating_add(survey.config.leader_overhead_load);
     let mut best: Option<(u128, NodeId)> = None;

@@ -38,6 +38,9 @@ pub struct PlacementConfig {
     pub balance_band_permille: u64,
     /// How long a shard that was moved or split is not moved for balance.
     pub settle_ms: u64,
+    /// How long a shard whose leader changed keeps it, as far as balance is concerned: what a new
+    /// leader is asked is not known at once.
+    pub leader_settle_ms: u64,
     /// What a replica weighs beside its records, in bytes: empty shards are spread too.
     pub replica_overhead_bytes: u64,
     /// What a leadership weighs beside its load: idle leaders are spread too.
@@ -92,6 +95,7 @@ impl Default for PlacementConfig {
             repair_load_permille: 800,
             balance_band_permille: 50,
             settle_ms: 600_000,
+            leader_settle_ms: 30_000,
             replica_overhead_bytes: MIB,
             leader_overhead_load: 10,
             transfer_lag_entries_max: 128,

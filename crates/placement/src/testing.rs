@@ -70,7 +70,7 @@ pub(crate) fn any_nodes() -> impl Strategy<Value = Vec<NodeView>> {
 /// Reads a view: nodes `n3 north/c down disk=almost slow capacity=100 load=500`, later lines on the
 /// same node change it; classes `c1 zonal|regional home=north`, `paired … pair=south`,
 /// `pinned … within=north,east`; shards `s1 c1 n1* n2 l3 size=50 anchors=9 load=7 busy=6 changed=5
-/// joint lag2=500 range=0..5`, `*` the leader and `l` learners; `flight s1 add n6` and `flight s1 split`
+/// led=4 joint lag2=500 range=0..5`, `*` the leader and `l` learners; `flight s1 add n6` and `flight s1 split`
 /// operators in flight.
 /// Sizes and capacities are in MiB, capacity 1,000 and 10,000 requests per second unless said.
 pub(crate) fn view_of(text: &str, config: &PlacementConfig) -> ClusterView {
@@ -187,6 +187,7 @@ fn read_shard(words: &[&str]) -> ShardStatus {
         load: 0,
         change_time: Timestamp(0),
         busy_since: Timestamp(0),
+        lead_time: Timestamp(0),
     };
     for word in &words[2..] {
         let Some((name, value)) = word.split_once('=') else {
@@ -197,6 +198,7 @@ fn read_shard(words: &[&str]) -> ShardStatus {
             "size" => shard.bytes = value.parse::<u64>().unwrap() * MIB,
             "anchors" => shard.anchors = value.parse().unwrap(),
             "load" => shard.load = value.parse().unwrap(),
+            "led" => shard.lead_time = Timestamp(value.parse().unwrap()),
             "busy" => shard.busy_since = Timestamp(value.parse().unwrap()),
             "changed" => shard.change_time = Timestamp(value.parse().unwrap()),
             "range" => {

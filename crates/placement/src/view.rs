@@ -89,6 +89,8 @@ pub struct ShardStatus {
     pub load: u64,
     /// When its members or bounds changed last; 0 if long ago.
     pub change_time: Timestamp,
+    /// When its leader changed last; 0 if long ago.
+    pub lead_time: Timestamp,
     /// Since when it has had too much load without a pause; 0 if for long.
     pub busy_since: Timestamp,
 }

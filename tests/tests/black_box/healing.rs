@@ -16,7 +16,8 @@ use crate::split::{WRITERS, list, operator, shards, writes};
 
 /// Loses patience within seconds, and yet not with nodes that are merely slow.
 const IMPATIENT: &str = "[placement]\ninterval_ms = 250\nsuspect_ms = 2500\ndown_ms = 5000\n\
-                         zone_down_ms = 5000\nsteady_ms = 1500\nsettle_ms = 1000\n";
+                         zone_down_ms = 5000\nsteady_ms = 1500\nsettle_ms = 1000\n\
+                         leader_settle_ms = 2000\n";
 const SHARDS: u32 = 24;
 const CLIENTS: u32 = 4;
 const SEED: u64 = 0x4ea1_0001;

@@ -462,6 +462,20 @@ fn a_shard_is_made_whole_before_it_is_split() {
 }
 
 #[test]
+fn a_leader_that_came_a_moment_ago_stays() {
+    // 30 s are the default; s2 has had its leader for just that long.
+    check(
+        "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north",
+        "s1 c1 n1* n2 n3 led=999970001\ns2 c1 n1* n2 n3 led=999970000\ns3 c1 n1* n2 n3 led=999970001",
+        expect![[r#"
+            s2@1.1.1 lead n2: n1 leads more than others
+            s3 not: n1 leads more than others: settling
+            s1 not: n1 leads more than others: settling
+        "#]],
+    );
+}
+
+#[test]
 fn a_leader_returns_to_the_home_region() {
     check(
         "n1 north/a\nn2 north/b\nn3 south/a\nn4 south/b\nn5 west/a\nc1 regional home=north",

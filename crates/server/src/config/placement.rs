@@ -24,6 +24,8 @@ pub struct PlacementSettings {
     pub steady_ms: u64,
     /// How long a shard that was moved is not moved for balance.
     pub settle_ms: u64,
+    /// How long a shard whose leader changed keeps it, as far as balance is concerned.
+    pub leader_settle_ms: u64,
     /// How long an operator may take before it is given up.
     pub operator_ms_max: u64,
     /// Operators at once, at most.
@@ -63,6 +65,7 @@ impl Default for PlacementSettings {
             zone_down_ms: life.zone_down_ms,
             steady_ms: life.steady_ms,
             settle_ms: plan.settle_ms,
+            leader_settle_ms: plan.leader_settle_ms,
             operator_ms_max: 600_000,
             operators_max: 64,
             incoming_max: plan.incoming_max,
@@ -121,6 +124,7 @@ impl PlacementSettings {
         let limit = |number: u64| if number == 0 { u64::MAX } else { number };
         PlacementConfig {
             settle_ms: self.settle_ms,
+            leader_settle_ms: self.leader_settle_ms,
             operators_max: set(scheduler.operators_max, self.operators_max),
             incoming_max: set(scheduler.incoming_max, self.incoming_max),
             outgoing_max: self.outgoing_max,

@@ -18,6 +18,22 @@ use crate::survey::{ShardSurvey, Survey};
 /// Entries that a replica may lack and still count as caught up.
 const LAG_ENTRIES_MAX: u64 = 128;
 
+impl ShardPast {
+    /// A node leads it and is asked so often per second.
+    fn lead(&mut self, node_id: NodeId, load: u64, now: Timestamp) {
+        let load_milli = load.saturating_mul(1_000);
+        match self.leader.replace(node_id) {
+            None => self.load_milli = load_milli,
+            Some(before) => {
+                self.load_milli = (self.load_milli.saturating_mul(9) + load_milli) / 10;
+                if before != node_id {
+                    self.lead_time = now;
+                }
+            }
+        }
+    }
+}
+
 /// Remembers from look to look.
 pub(super) struct Observer {
     config: LifecycleConfig,
@@ -37,6 +53,13 @@ pub struct ShardPast {
     pub change_time: Timestamp,
     /// Since when it has had more load than a shard should, without a pause.
     pub busy_since: Timestamp,
+    /// Who led it last.
+    pub leader: Option<NodeId>,
+    /// When that one began to.
+    pub lead_time: Timestamp,
+    /// How often it is asked, in thousandths of a request per second: over about ten looks, so that
+    /// neither chance nor a leader that begins to count moves anything.
+    pub load_milli: u64,
 }
 
 impl Observer {
@@ -163,8 +186,10 @@ impl Observer {
             if is_changed || (is_child && !is_first) {
                 now_seen.change_time = now;
             }
-            let load = shard.leader.map_or(0, |(_, leader)| leader.load);
-            if load <= load_max || before.is_none() {
+            if let Some((node_id, leader)) = shard.leader {
+                now_seen.lead(node_id, leader.load, now);
+            }
+            if now_seen.load_milli / 1_000 <= load_max || before.is_none() {
                 now_seen.busy_since = now;
             }
             epochs.insert(shard_id, descriptor.epoch);

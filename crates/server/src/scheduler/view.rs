@@ -104,8 +104,14 @@ fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast) -> ShardStatus {
         leader: leader.map(|(node_id, _)| node_id),
         bytes: figure(|replica| replica.bytes),
         anchors: figure(|replica| replica.anchors),
-        load: leader.map_or(0, |(_, leader)| leader.load),
+        load: leader.map_or(0, |(_, leader)| past_load(seen).unwrap_or(leader.load)),
         change_time: seen.change_time,
+        lead_time: seen.lead_time,
         busy_since: seen.busy_since,
     }
+}
+
+/// How often a shard is asked per second, if somebody has looked for a while.
+fn past_load(past: ShardPast) -> Option<u64> {
+    past.leader.map(|_| past.load_milli.div_ceil(1_000))
 }

@@ -19,6 +19,7 @@ fn impatient(config: &mut NodeConfig) {
     placement.zone_down_ms = 3_000;
     placement.steady_ms = 1_000;
     placement.settle_ms = 1_000;
+    placement.leader_settle_ms = 1_000;
 }
 
 pub(crate) async fn write(cluster: &Cluster, key: &str, count: u32, first_id: u128) -> Vec<String> {
