@@ -23,6 +23,12 @@ const ROUNDS_LONG: u64 = 200;
 /// Writers at once, and writes of each in one round.
 const WRITERS: u64 = 4;
 const WRITES_MAX: u64 = 12;
+/// What a round wrote is deleted after so many more, apart from its first anchors: a state that
+/// grows for ever makes every snapshot, and so every round, slower than the one before.
+const ROUNDS_KEPT: usize = 3;
+const ANCHORS_KEPT: usize = 4;
+/// Deletes in one entry.
+const DELETES_MAX: usize = 250;
 /// A property of an anchor holds at most this many bytes.
 const FILLING_BYTES: usize = 3_900;
 
@@ -63,8 +69,10 @@ struct Rounds {
     choice: Choice,
     mistake: Mistake,
     item: u64,
-    /// What was acknowledged, by round.
+    /// What was acknowledged and is not deleted, by round.
     acknowledged: Vec<Vec<AnchorId>>,
+    /// What was acknowledged and then deleted, by round.
+    deleted: Vec<Vec<AnchorId>>,
 }
 
 impl Rounds {
@@ -75,7 +83,7 @@ impl Rounds {
         let cluster = TestCluster::start_on(3, busy(), disk).await;
         let shard = cluster.create_account("power", Vec::new()).await[0];
         let choice = Choice(SEED);
-        Self { cluster, shard, choice, mistake, item: 0, acknowledged: Vec::new() }
+        Self { cluster, shard, choice, mistake, item: 0, acknowledged: vec![], deleted: vec![] }
     }
 
     /// Cuts one, two or all nodes' power under load and starts them again.
@@ -149,6 +157,59 @@ impl Rounds {
                 }
             });
         }
+    }
+
+    /// Deletes most of what the next old round has written. No power is cut meanwhile.
+    async fn thin_out(&mut self) {
+        let next = self.deleted.len();
+        if self.acknowledged.len() <= next + ROUNDS_KEPT {
+            return;
+        }
+        let kept = ANCHORS_KEPT.min(self.acknowledged[next].len());
+        let old = self.acknowledged[next].split_off(kept);
+        for (part, ids) in (0..).zip(old.chunks(DELETES_MAX)) {
+            // The same request until it is answered: it takes effect once.
+            let request_id = RequestId(1 << 64 | (next as u128) << 32 | part);
+            let deleted = async { while !self.delete(ids, request_id).await {} };
+            tokio::time::timeout(PATIENCE, deleted).await.expect("the old are never deleted");
+        }
+        self.deleted.push(old);
+    }
+
+    /// Returns whether there was an answer.
+    async fn delete(&self, ids: &[AnchorId], request_id: RequestId) -> bool {
+        let leader = self.cluster.leader_of(self.shard).await;
+        let Some(replica) = self.cluster.nodes[leader].host().replica(self.shard) else {
+            return false;
+        };
+        let epoch = replica.state().descriptor.epoch;
+        let commands = (0..).zip(ids).map(|(item, id)| {
+            let operation = OperationId { request_id, item };
+            Command { operation, epoch, write: Write::Delete { id: *id, if_version: None } }
+        });
+        let answer = replica.propose(commands.collect(), Duration::from_secs(2)).await;
+        if answer.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let deleted = |outcome: &Outcome| matches!(outcome, Outcome::Deleted { .. });
+        answer.is_ok_and(|outcomes| {
+            assert!(
+                outcomes.iter().all(deleted),
+                "what was acknowledged is not there: {outcomes:?}"
+            );
+            true
+        })
+    }
+
+    /// Counts what was deleted since a round and is there again, on every node. Ask for what is lost
+    /// first: then every node has come as far as the cluster.
+    fn returned(&self, since: usize) -> usize {
+        let replicas = self.cluster.nodes.iter().filter_map(|node| node.host().replica(self.shard));
+        let returned = replicas.map(|replica| {
+            let ids = self.deleted[since.min(self.deleted.len())..].iter().flatten();
+            ids.filter(|id| replica.anchor(**id).unwrap().is_some()).count()
+        });
+        returned.sum()
     }
 
     /// Looks for everything acknowledged since a round, on every node.
@@ -258,11 +319,16 @@ async fn power_cuts_at_any_call_of_any_nodes_lose_nothing_and_every_start_succee
         rounds_left.cluster.leader_of(rounds_left.shard).await;
         let since = usize::try_from(round.saturating_sub(2)).unwrap();
         assert_eq!(rounds_left.lost(since).await, 0, "after round {round}");
+        assert_eq!(rounds_left.returned(since.saturating_sub(ROUNDS_KEPT)), 0, "after {round}");
+        rounds_left.thin_out().await;
+        let acknowledged = rounds_left.acknowledged.last().map_or(0, Vec::len);
+        println!("round {round}: {acknowledged} anchors acknowledged, none lost");
     }
-    let acknowledged: usize = rounds_left.acknowledged.iter().map(Vec::len).sum();
+    let (kept, deleted) = (&rounds_left.acknowledged, &rounds_left.deleted);
+    let acknowledged: usize = kept.iter().chain(deleted).map(Vec::len).sum();
     println!("{} rounds, {acknowledged} anchors acknowledged", rounds());
     assert!(100 < acknowledged, "{acknowledged}");
-    assert_eq!(rounds_left.lost(0).await, 0);
+    assert_eq!((rounds_left.lost(0).await, rounds_left.returned(0)), (0, 0));
 }
 
 /// Rounds in which a mistake must show, and how long one may take before the cluster counts as
