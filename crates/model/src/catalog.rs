@@ -179,7 +179,7 @@ impl Draft<'_> {
             }
             CatalogCommand::AddKey { account, key, .. } => self.add_key(*account, key, false),
             CatalogCommand::RotateKey { account, key, .. } => self.add_key(*account, key, true),
-            CatalogCommand::RevokeKey { account, key_id } => self.revoke_key(*account, key_id),
+            CatalogCommand::RevokeKey { account, key_id, .. } => self.revoke_key(*account, key_id),
             CatalogCommand::LayOut { account, replaces, cuts, placements, .. } => {
                 self.lay_out(cluster_epoch, *account, replaces, cuts, placements)
             }

@@ -119,6 +119,8 @@ pub enum CatalogCommand {
     },
     /// Revoke a key.
     RevokeKey {
+        /// Names the request.
+        request_id: RequestId,
         /// Whose.
         account: AccountNumber,
         /// The key's public part.
@@ -329,6 +331,7 @@ impl CatalogCommand {
             Self::CreateAccount { request_id, .. }
             | Self::AddKey { request_id, .. }
             | Self::RotateKey { request_id, .. }
+            | Self::RevokeKey { request_id, .. }
             | Self::LayOut { request_id, .. }
             | Self::ReserveShard { request_id } => Some(*request_id),
             Self::Bootstrap { .. }
@@ -339,7 +342,6 @@ impl CatalogCommand {
             | Self::FinishOperator { .. }
             | Self::SetScheduler { .. }
             | Self::SetAccountState { .. }
-            | Self::RevokeKey { .. }
             | Self::UpdateShard { .. }
             | Self::UpdateShards { .. } => None,
         }

@@ -241,9 +241,15 @@ fn account_has_two_keys_at_most_and_rotation_drops_the_older() {
     assert_eq!(run(&mut state, rotate(5, "k4")), rotated);
     assert_eq!(run(&mut state, rotate(5, "k4")), rotated);
     assert_eq!(state.account_by_key_id("key-acme"), None);
-    let revoke = |key_id: &str| CatalogCommand::RevokeKey { account, key_id: key_id.to_owned() };
-    assert_eq!(run(&mut state, revoke("k2")), CatalogOutcome::KeyRevoked);
-    assert_eq!(rejection(run(&mut state, revoke("k2"))), CatalogRejection::KeyNotFound);
+    let revoke = |request, key_id: &str| CatalogCommand::RevokeKey {
+        request_id: RequestId(request),
+        account,
+        key_id: key_id.to_owned(),
+    };
+    assert_eq!(run(&mut state, revoke(6, "k2")), CatalogOutcome::KeyRevoked);
+    // A retry, as of a client that has not heard the answer, is no mistake; another request is.
+    assert_eq!(run(&mut state, revoke(6, "k2")), CatalogOutcome::KeyRevoked);
+    assert_eq!(rejection(run(&mut state, revoke(7, "k2"))), CatalogRejection::KeyNotFound);
     let keys = &state.accounts[&account].keys;
     assert_eq!(keys.iter().map(|key| key.key_id.as_str()).collect::<Vec<_>>(), ["k4"]);
 }
@@ -508,8 +514,9 @@ fn any_command() -> impl Strategy<Value = CatalogCommand> {
         2 => (request(), account(), some_key()).prop_map(|(request_id, account, key)| {
             CatalogCommand::RotateKey { request_id, account, key }
         }),
-        1 => (account(), "[a-f]")
-            .prop_map(|(account, key_id)| CatalogCommand::RevokeKey { account, key_id }),
+        1 => (request(), account(), "[a-f]").prop_map(|(request_id, account, key_id)| {
+            CatalogCommand::RevokeKey { request_id, account, key_id }
+        }),
         3 => (request(), account(), replaces, layout()).prop_map(
             |(request_id, account, replaces, (cuts, placements))| CatalogCommand::LayOut {
                 request_id, account, replaces, cuts, placements,

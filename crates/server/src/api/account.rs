@@ -256,9 +256,9 @@ async fn revoke_key(
     call: Call,
     request: wire::RevokeApiKeyRequest,
 ) -> Result<wire::RevokeApiKeyResponse, Failure> {
-    request_id_from_wire(&request.request_id)?;
+    let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
     let account = AccountNumber(request.account);
-    let command = CatalogCommand::RevokeKey { account, key_id: request.key_id };
+    let command = CatalogCommand::RevokeKey { request_id, account, key_id: request.key_id };
     propose(&call, command).await?;
     Ok(wire::RevokeApiKeyResponse {})
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::{MemberChange, Replica};
 use anchorhold_model::catalog::{CatalogCommand, OperatorRecord, Step};
-use anchorhold_model::{NodeId, ShardId};
+use anchorhold_model::{NodeId, ReplicaRole, ShardId};
 use anchorhold_placement::{ShardNow, progress};
 use anchorhold_proto::Reason;
 use metrics::counter;
@@ -188,7 +188,7 @@ impl Core {
         }
         let step = record.operator.steps.get(position).map(ToString::to_string);
         let what = step.unwrap_or_default();
-        match next_move(&record, position) {
+        match next_move(&record, position, &now) {
             Move::Change(change) => self.take_step(&replica, &record, change),
             Move::Split => self.take_split(&record),
             Move::Wait => {}
@@ -283,11 +283,18 @@ enum Move {
     Impossible,
 }
 
-fn next_move(record: &OperatorRecord, position: usize) -> Move {
+fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
     let change = match record.operator.steps.get(position) {
         Some(Step::AddLearner(node)) => {
             let replica_id = record.replica_id(position);
             MemberChange::AddLearner { node: *node, replica_id }
+        }
+        Some(Step::ChangeVoters { remove, .. }) if remove.contains(&now.leader) => {
+            // The lead may have come here since the plan was made; only who stays takes others out.
+            match heir(now, remove) {
+                Some(node) => MemberChange::TransferLeader { node },
+                None => return Move::Wait,
+            }
         }
         Some(Step::ChangeVoters { add, remove }) => {
             MemberChange::ChangeVoters { add: add.clone(), remove: remove.clone() }
@@ -300,4 +307,56 @@ fn next_move(record: &OperatorRecord, position: usize) -> Move {
         Some(Step::MergeInto(_)) => return Move::Impossible,
     };
     Move::Change(change)
+}
+
+/// A voter that stays and is close enough to lead.
+fn heir(now: &ShardNow, remove: &[NodeId]) -> Option<NodeId> {
+    let voters = now.members.iter().filter(|(_, role)| *role == ReplicaRole::Voter);
+    let mut nodes = voters.map(|(node, _)| *node);
+    nodes.find(|node| !remove.contains(node) && now.caught_up.contains(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use anchorhold_model::catalog::{Operator, Reason};
+    use anchorhold_model::{Epoch, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_leader_that_is_to_leave_hands_over_first() {
+        let [n1, n2, n3, n4] = [1, 2, 3, 4].map(NodeId);
+        let steps = vec![Step::ChangeVoters { add: vec![n4], remove: vec![n1] }];
+        let operator = Operator {
+            shard_id: ShardId(1),
+            epoch: Epoch::FIRST,
+            steps,
+            reason: Reason::Diversity(n1),
+            live_voters: 3,
+        };
+        let (start_time, deadline) = (Timestamp(0), Timestamp(1));
+        let record = OperatorRecord { number: 1, operator, start_time, deadline };
+        let next = |leader, caught_up: &[NodeId]| {
+            let now = ShardNow {
+                members: [n1, n2, n3]
+                    .map(|node| (node, ReplicaRole::Voter))
+                    .into_iter()
+                    .chain([(n4, ReplicaRole::Learner)])
+                    .collect(),
+                is_joint: false,
+                leader,
+                caught_up: caught_up.iter().copied().collect(),
+            };
+            match next_move(&record, 0, &now) {
+                Move::Change(change) => Some(format!("{change:?}")),
+                Move::Split | Move::Wait | Move::Impossible => None,
+            }
+        };
+        let change = |change: MemberChange| Some(format!("{change:?}"));
+        let leave = || MemberChange::ChangeVoters { add: vec![n4], remove: vec![n1] };
+        assert_eq!(next(n2, &[n1, n3, n4]), change(leave()));
+        // Not to the newcomer, which does not vote yet, nor to one that lags.
+        assert_eq!(next(n1, &[n3, n4]), change(MemberChange::TransferLeader { node: n3 }));
+        assert_eq!(next(n1, &[n4]), None);
+    }
 }
