@@ -34,7 +34,8 @@ pub(crate) async fn keep(host: Host) {
         let led: Vec<Arc<Replica>> =
             host.replicas().into_iter().filter(|replica| replica.is_leader()).collect();
         memory.joint.retain(|shard, _| led.iter().any(|one| one.shard_id() == *shard));
-        memory.empty.retain(|(shard, _), _| led.iter().any(|one| one.shard_id() == *shard));
+        // Kept while another leads: where leaders come and go, none would wait long enough.
+        memory.empty.retain(|(shard, _), _| host.replica(*shard).is_some());
         let now = host.parts().seams.clock.monotonic();
         for replica in led {
             memory.finish_joint(&replica, now).await;

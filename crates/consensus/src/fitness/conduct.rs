@@ -78,12 +78,15 @@ pub(crate) fn conduct(group: &GroupView) -> Conduct {
     let roomy = heard().filter(|fitness| fitness.disk == DiskState::Normal).count();
     let is_short = heard().any(|fitness| fitness.disk != DiskState::Normal);
     let fit = || group.others.iter().filter(|(_, heard, _)| heard.is_some_and(|one| one.is_fit));
-    let heir = fit().max_by_key(|(node, _, matched)| (*matched, std::cmp::Reverse(*node)));
-    let has_heir = heir.is_some();
+    let has_heir = fit().next().is_some();
+    // Who never said what it has may have nothing, not even a replica: the offer would only make
+    // the others vote.
+    let heir = fit().filter(|(_, _, matched)| matched.is_some());
+    let heir = heir.max_by_key(|(node, _, matched)| (*matched, std::cmp::Reverse(*node)));
     let admission = match group.own.disk {
         DiskState::Normal if is_short && 1 + roomy < quorum => Admission::NoData,
         DiskState::Normal => Admission::All,
-        DiskState::AlmostFull | DiskState::Full if has_heir => Admission::Elsewhere,
+        DiskState::AlmostFull | DiskState::Full if heir.is_some() => Admission::Elsewhere,
         DiskState::AlmostFull | DiskState::Full => Admission::NoData,
     };
     Conduct {
@@ -121,6 +124,18 @@ mod tests {
         is_orphaned: false,
         others: Vec::new(),
     };
+
+    #[test]
+    fn no_leadership_is_offered_to_who_never_said_what_it_has() {
+        let others =
+            |matched| vec![(NodeId(2), Some(UNFIT), Some(9)), (NodeId(3), Some(NORMAL), matched)];
+        let heir = |matched| {
+            let group = GroupView { own: UNFIT, leads: true, others: others(matched), ..QUIET };
+            conduct(&group).hand_over_to
+        };
+        assert_eq!(heir(Some(3)), Some(NodeId(3)));
+        assert_eq!(heir(None), None);
+    }
 
     fn admission(own: NodeFitness, others: &[Option<NodeFitness>]) -> Admission {
         leader(own, others).admission
