@@ -102,11 +102,12 @@ pub(crate) async fn make_key(
     for _ in 0..KEY_TRIES {
         let request = admin_v1::CreateApiKeyRequest { account, ..Default::default() };
         let created = admin.create_api_key(request).await.context("making a key")?;
-        let key_id = created.key.unwrap_or_default().key_id;
+        // None: it was revoked since.
+        let Some(key) = created.key else { continue };
         if !created.api_key.is_empty() {
-            return Ok((key_id, created.api_key));
+            return Ok((key.key_id, created.api_key));
         }
-        revoke_key(admin, account, key_id).await?;
+        revoke_key(admin, account, key.key_id).await?;
     }
     anyhow::bail!("no key of account {account} was shown in {KEY_TRIES} tries")
 }

@@ -203,12 +203,21 @@ impl AccountView {
     }
 }
 
+/// A key as it is shown, or what to do where an earlier try has made it.
+fn shown(api_key: &str) -> String {
+    if api_key.is_empty() {
+        "(made by a try whose answer got lost: revoke it and create another)".to_owned()
+    } else {
+        api_key.to_owned()
+    }
+}
+
 impl KeyView {
     fn facts(&self) -> String {
         let mut facts = vec![("account", self.account.to_string())];
         if let Some(api_key) = &self.api_key {
             facts.push(("key id", self.key_id.clone()));
-            facts.push(("API key", api_key.clone()));
+            facts.push(("API key", shown(api_key)));
         }
         facts.extend(self.revoked_key_id.clone().map(|key_id| ("revoked", key_id)));
         output::facts(&facts)

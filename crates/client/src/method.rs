@@ -7,6 +7,9 @@ pub(crate) enum Effect {
     Read,
     /// Changes something, once per request id.
     Write,
+    /// As `Write`, and makes a secret that only the first answer shows: two nodes are not asked at
+    /// once, because the one that comes second may answer first.
+    MakeSecret,
 }
 
 /// A method.
@@ -16,6 +19,18 @@ pub(crate) struct Method {
     pub(crate) path: &'static str,
     /// Whether it writes.
     pub(crate) effect: Effect,
+}
+
+impl Method {
+    /// Whether a try whose answer got lost may have changed something.
+    pub(crate) fn writes(self) -> bool {
+        self.effect != Effect::Read
+    }
+
+    /// Whether another node may be asked while the first one is silent.
+    pub(crate) fn may_be_hedged(self) -> bool {
+        self.effect != Effect::MakeSecret
+    }
 }
 
 macro_rules! methods {
@@ -37,11 +52,11 @@ methods! {
     LIST_ANCHORS = Read "/anchorhold.v1.AnchorService/ListAnchors";
     LOCATE = Read "/anchorhold.v1.LocateService/Locate";
     GET_ROUTES = Read "/anchorhold.v1.RoutingService/GetRoutes";
-    CREATE_ACCOUNT = Write "/anchorhold.admin.v1.AccountService/CreateAccount";
+    CREATE_ACCOUNT = MakeSecret "/anchorhold.admin.v1.AccountService/CreateAccount";
     GET_ACCOUNT = Read "/anchorhold.admin.v1.AccountService/GetAccount";
     LIST_ACCOUNTS = Read "/anchorhold.admin.v1.AccountService/ListAccounts";
-    CREATE_API_KEY = Write "/anchorhold.admin.v1.AccountService/CreateApiKey";
-    ROTATE_API_KEY = Write "/anchorhold.admin.v1.AccountService/RotateApiKey";
+    CREATE_API_KEY = MakeSecret "/anchorhold.admin.v1.AccountService/CreateApiKey";
+    ROTATE_API_KEY = MakeSecret "/anchorhold.admin.v1.AccountService/RotateApiKey";
     REVOKE_API_KEY = Write "/anchorhold.admin.v1.AccountService/RevokeApiKey";
     LAY_OUT_ACCOUNT = Write "/anchorhold.admin.v1.AccountService/LayOutAccount";
     GET_CLUSTER_STATUS = Read "/anchorhold.admin.v1.ClusterService/GetClusterStatus";
@@ -97,11 +112,38 @@ mod tests {
             .map(|method| {
                 let level = match method.effect {
                     Effect::Read => IdempotencyLevel::NoSideEffects,
-                    Effect::Write => IdempotencyLevel::Idempotent,
+                    Effect::Write | Effect::MakeSecret => IdempotencyLevel::Idempotent,
                 };
                 (method.path.to_owned(), level)
             })
             .collect();
         assert_eq!(listed, stated);
+    }
+
+    #[test]
+    fn methods_whose_answer_shows_a_key_are_not_hedged_and_all_others_are() {
+        let descriptors = anchorhold_proto::FILE_DESCRIPTOR_SET;
+        let files = prost_types::FileDescriptorSet::decode(descriptors).unwrap().file;
+        let shows_key = |name: &str| {
+            let messages = files.iter().flat_map(|file| {
+                let package = file.package().to_owned();
+                file.message_type.iter().map(move |m| (format!(".{package}.{}", m.name()), m))
+            });
+            let mut fields = messages.filter(|(full, _)| full == name).flat_map(|(_, m)| &m.field);
+            fields.any(|field| field.name() == "api_key")
+        };
+        let mut secret = Vec::new();
+        for file in &files {
+            for service in &file.service {
+                let shown = service.method.iter().filter(|method| shows_key(method.output_type()));
+                secret.extend(shown.map(|method| {
+                    format!("/{}.{}/{}", file.package(), service.name(), method.name())
+                }));
+            }
+        }
+        let mut listed: Vec<_> =
+            ALL.iter().filter(|one| !one.may_be_hedged()).map(|one| one.path.to_owned()).collect();
+        (listed.sort(), secret.sort());
+        assert_eq!((listed.len(), listed), (3, secret));
     }
 }

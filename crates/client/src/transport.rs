@@ -25,7 +25,7 @@ use tonic::{Code, ConnectError, Request, Status};
 
 use crate::channel::{Node, Pool};
 use crate::codec::EncodedCodec;
-use crate::method::{self, Effect, Method};
+use crate::method::{self, Method};
 use crate::patience::Patience;
 use crate::retry::{self, Origin, Tries, Verdict};
 use crate::routes::{Routes, Target};
@@ -214,7 +214,7 @@ impl Transport {
 
     /// When another node is to be asked as well, if `open` tries are not answered by then.
     fn hedge_at(&self, method: Method, open: usize) -> Option<Instant> {
-        if self.pool.len() < 2 || OPEN_MAX <= open {
+        if !method.may_be_hedged() || self.pool.len() < 2 || OPEN_MAX <= open {
             return None;
         }
         let RetryConfig { hedge_after, attempt_timeout, .. } = self.config.retry;
@@ -403,7 +403,7 @@ impl Progress {
     fn time_is_over(self, call: &Call<'_>) -> ClientError {
         let nothing = || ReceivedFailure::of_status(&Status::deadline_exceeded("time is over"));
         let last = self.last.clone().unwrap_or_else(nothing);
-        let is_write = call.method.effect == Effect::Write;
+        let is_write = call.method.writes();
         match call.request_id {
             Some(request_id) if is_write && self.is_maybe_written => {
                 let reason = Reason::CommitUnknown;

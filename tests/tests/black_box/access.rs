@@ -138,3 +138,29 @@ async fn a_rotated_key_leaves_two_valid_and_a_revoked_one_stops_on_every_node() 
         .await;
     }
 }
+
+/// As a client does that hears nothing from the first node for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_asked_for_on_every_node_at_once_is_made_once_and_shown_once() {
+    let cluster = shared().await;
+    for _ in 0..10 {
+        let account = cluster.account(0).await.unwrap();
+        let id = request_id();
+        let ask = |index: usize| {
+            let (admin, request_id) = (cluster.admin(index), id.clone());
+            async move {
+                let message = admin_v1::CreateApiKeyRequest { account: account.number, request_id };
+                admin.accounts().create_api_key(admin.request(message)).await.unwrap().into_inner()
+            }
+        };
+        let answers = <[_; 3]>::from(tokio::join!(ask(0), ask(1), ask(2)));
+        let shown: Vec<_> = answers.iter().filter(|answer| !answer.api_key.is_empty()).collect();
+        assert_eq!(shown.len(), 1, "{answers:?}");
+        for answer in &answers {
+            let key_id = &answer.key.as_ref().expect("each answer names the key").key_id;
+            assert!(shown[0].api_key.starts_with(&format!("ahk_{key_id}_")), "{answers:?}");
+        }
+        let rpc = cluster.rpc(2).with_key(&shown[0].api_key);
+        until("the key works", || rpc.list(Default::default())).await;
+    }
+}

@@ -23,7 +23,7 @@ use anchorhold_proto::{Failure, FieldError, PageToken, QueryHash, Reason};
 use tonic::{Request, Response, Status};
 
 use super::{Call, Door};
-use crate::authorize::{Audience, account_digest, account_key};
+use crate::authorize::{Audience, account_digest, account_key, digest, to_hex};
 use crate::layout;
 use crate::request::{ShardReply, ShardRequest};
 
@@ -126,7 +126,7 @@ async fn create(
     // The catalog puts the number in: it is not known before.
     let cuts = layout::even_cuts(AccountNumber(0), shards);
     let placements = placements(&call.core.host, &catalog, class, cuts.len() + 1)?;
-    let (key, text) = make_key(&call);
+    let (key, text) = make_key(&call, request_id);
     let command = CatalogCommand::CreateAccount {
         request_id,
         name: request.name.clone(),
@@ -208,14 +208,9 @@ async fn create_key(
 ) -> Result<wire::CreateApiKeyResponse, Failure> {
     let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
     let account = AccountNumber(request.account);
-    if added_before(&call.core.catalog(), request_id).is_some() {
-        return Ok(wire::CreateApiKeyResponse { key: None, api_key: String::new() });
-    }
-    let (key, text) = make_key(&call);
-    let key_id = key.key_id.clone();
-    propose(&call, CatalogCommand::AddKey { request_id, account, key }).await?;
-    let key = shown_key(&call, account, &key_id).await;
-    Ok(wire::CreateApiKeyResponse { key: Some(key), api_key: text })
+    let add = |key| CatalogCommand::AddKey { request_id, account, key };
+    let KeyAdded { key, api_key, .. } = add_key(&call, request_id, account, add).await?;
+    Ok(wire::CreateApiKeyResponse { key, api_key })
 }
 
 async fn rotate_key(
@@ -224,32 +219,67 @@ async fn rotate_key(
 ) -> Result<wire::RotateApiKeyResponse, Failure> {
     let request_id = call.request_id(request_id_from_wire(&request.request_id)?);
     let account = AccountNumber(request.account);
-    if let Some(revoked) = added_before(&call.core.catalog(), request_id) {
-        let revoked_key_id = revoked.unwrap_or_default();
-        return Ok(wire::RotateApiKeyResponse {
-            revoked_key_id,
-            ..wire::RotateApiKeyResponse::default()
-        });
-    }
-    let (key, text) = make_key(&call);
-    let key_id = key.key_id.clone();
-    let outcome = propose(&call, CatalogCommand::RotateKey { request_id, account, key }).await?;
-    let CatalogOutcome::KeyAdded { revoked } = outcome else { return Err(unexpected()) };
-    let key = shown_key(&call, account, &key_id).await;
-    Ok(wire::RotateApiKeyResponse {
-        key: Some(key),
-        api_key: text,
-        revoked_key_id: revoked.unwrap_or_default(),
-    })
+    let rotate = |key| CatalogCommand::RotateKey { request_id, account, key };
+    let KeyAdded { key, api_key, revoked_key_id } =
+        add_key(&call, request_id, account, rotate).await?;
+    Ok(wire::RotateApiKeyResponse { key, api_key, revoked_key_id })
 }
 
-/// Whether a request has added a key before, and which one it revoked.
-fn added_before(catalog: &CatalogState, request_id: RequestId) -> Option<Option<String>> {
-    let kept = catalog.operations.get(&request_id)?;
-    if let CatalogOutcome::KeyAdded { revoked } = &kept.outcome {
-        return Some(revoked.clone());
+/// What came of a request for a key.
+struct KeyAdded {
+    /// Its public part; `None` if it was revoked since.
+    key: Option<wire::ApiKey>,
+    /// All of it, the first time only.
+    api_key: String,
+    /// The key that made room for it, or nothing.
+    revoked_key_id: String,
+}
+
+/// Adds a key, once per request.
+async fn add_key(
+    call: &Call,
+    request_id: RequestId,
+    account: AccountNumber,
+    command: impl FnOnce(ApiKey) -> CatalogCommand,
+) -> Result<KeyAdded, Failure> {
+    if let Some(added) = added_before(&call.core.catalog(), request_id, account) {
+        return Ok(added);
     }
-    None
+    let (key, api_key) = make_key(call, request_id);
+    let key_id = key.key_id.clone();
+    match propose(call, command(key)).await {
+        Ok(CatalogOutcome::KeyAdded { revoked }) => Ok(KeyAdded {
+            key: Some(shown_key(call, account, &key_id).await),
+            api_key,
+            revoked_key_id: revoked.unwrap_or_default(),
+        }),
+        Ok(_) => Err(unexpected()),
+        // A retry that another node got first: the secret differs, so the content does.
+        Err(failure) if failure.reason == Reason::RequestIdReused => {
+            let is_there =
+                |catalog: &CatalogState| added_before(catalog, request_id, account).is_some();
+            let catalog = shown(call, is_there).await;
+            added_before(&catalog, request_id, account).ok_or(failure)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// What a request for a key has done before.
+fn added_before(
+    catalog: &CatalogState,
+    request_id: RequestId,
+    account: AccountNumber,
+) -> Option<KeyAdded> {
+    let kept = catalog.operations.get(&request_id)?;
+    let CatalogOutcome::KeyAdded { revoked } = &kept.outcome else { return None };
+    let key_id = key_id_of(request_id);
+    let keys = &catalog.accounts.get(&account)?.keys;
+    Some(KeyAdded {
+        key: keys.iter().find(|key| key.key_id == key_id).map(key_to_wire),
+        api_key: String::new(),
+        revoked_key_id: revoked.clone().unwrap_or_default(),
+    })
 }
 
 async fn revoke_key(
@@ -373,10 +403,15 @@ fn cuts_of(
     }
 }
 
+/// The public part of the key that a request makes. A retry finds it by this, on every node.
+fn key_id_of(request_id: RequestId) -> String {
+    to_hex(&digest(&request_id.0.to_be_bytes())[..8])
+}
+
 /// A fresh key: what the catalog keeps, and the text that is shown once.
-fn make_key(call: &Call) -> (ApiKey, String) {
-    let (id, secret): (u64, u128) = (call.core.random(), call.core.random());
-    let (key_id, secret) = (format!("{id:016x}"), format!("{secret:032x}"));
+fn make_key(call: &Call, request_id: RequestId) -> (ApiKey, String) {
+    let (key_id, secret) = (key_id_of(request_id), call.core.random::<u128>());
+    let secret = format!("{secret:032x}");
     let hash = account_digest(&key_id, &secret);
     let text = account_key(&key_id, &secret);
     // The catalog sets the time.
