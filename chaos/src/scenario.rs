@@ -167,11 +167,12 @@ impl Scenario {
         let (file, text) = match shipped {
             Some((name, text)) => (format!("{name}.toml"), (*text).to_owned()),
             None => {
-                let text = std::fs::read_to_string(name_or_path).with_context(|| {
-                    let known: Vec<_> = Self::shipped().collect();
-                    let known = known.join(", ");
-                    format!("{name_or_path} is neither a file nor one of {known}")
-                })?;
+                if !Path::new(name_or_path).exists() {
+                    let known = Self::shipped().collect::<Vec<_>>().join(", ");
+                    anyhow::bail!("{name_or_path} is neither a file nor one of {known}");
+                }
+                let text = std::fs::read_to_string(name_or_path)
+                    .with_context(|| format!("cannot read {name_or_path}"))?;
                 (name_or_path.to_owned(), text)
             }
         };

@@ -86,7 +86,7 @@ enum BenchCommand {
     /// Find the nearest anchors to points near stored ones
     Locate {
         /// How many
-        #[arg(short, long = "count", value_name = "COUNT", default_value_t = 10)]
+        #[arg(short, long = "count", value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         k: u32,
         /// How fresh: linearizable, bounded:SECONDS or local
         #[arg(long, default_value = "bounded:1", value_parser = ReadLevel::parse)]

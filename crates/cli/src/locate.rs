@@ -33,7 +33,7 @@ pub(crate) struct LocateArgs {
     )]
     within: Option<Rectangle>,
     /// How many
-    #[arg(short, long = "count", value_name = "COUNT", default_value_t = 10)]
+    #[arg(short, long = "count", value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     k: u32,
     /// With --near: only anchors within this distance in meters
     #[arg(long, value_name = "METERS", requires = "near")]

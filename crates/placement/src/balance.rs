@@ -4,7 +4,7 @@
 //! one, only if the difference is beyond the band, is not turned around by the move, and the sum of
 //! [`energy`](crate::potential::energy) falls: so nothing is ever moved back.
 
-use anchorhold_model::{NodeId, ReplicaRole, ShardId, Timestamp};
+use anchorhold_model::{NodeId, ReplicaRole, ShardId};
 
 use crate::plan::settle;
 use crate::potential::energy;
@@ -66,9 +66,7 @@ impl<'a> Candidates<'a> {
             }
         }
         let slot = full?;
-        if survey.now < Timestamp(status.change_time.0.saturating_add(survey.config.settle_ms))
-            && status.change_time != Timestamp(0)
-        {
+        if survey.is_settling(status.change_time, survey.config.settle_ms) {
             return Some(WhyNot::Settling);
         }
         self.taken[0][side][slot] += 1;
@@ -232,8 +230,7 @@ fn move_leader(survey: &Survey<'_>, entry: &ShardEntry) -> Result<Operator, WhyN
     let status = &entry.status;
     let shard = Shard::new(survey, entry).ok_or(WhyNot::ClassUnknown(status.class))?;
     let leader = status.leader.ok_or(WhyNot::NoLeader)?;
-    let settled = Timestamp(status.lead_time.0.saturating_add(survey.config.leader_settle_ms));
-    if status.lead_time != Timestamp(0) && survey.now < settled {
+    if survey.is_settling(status.lead_time, survey.config.leader_settle_ms) {
         return Err(WhyNot::Settling);
     }
     let from = survey.view.slot(leader).ok_or(WhyNot::NoLeader)?;

@@ -51,11 +51,10 @@ fn is_small(survey: &Survey<'_>, entry: &ShardEntry) -> bool {
 
 /// Moves the right shard onto the left one's nodes, role by role, and merges it.
 fn merge(survey: &Survey<'_>, left: &ShardEntry, right: &ShardEntry) -> Result<Operator, WhyNot> {
-    let settled = |entry: &ShardEntry| {
-        let since = survey.now.0.saturating_sub(entry.status.change_time.0);
-        survey.config.merge_settle_ms <= since
+    let is_settling = |entry: &ShardEntry| {
+        survey.is_settling(entry.status.change_time, survey.config.merge_settle_ms)
     };
-    if !settled(left) || !settled(right) {
+    if is_settling(left) || is_settling(right) {
         return Err(WhyNot::Settling);
     }
     let away = |entry: &ShardEntry| {

@@ -1,6 +1,6 @@
 //! What is done about each need of a shard.
 
-use anchorhold_model::{NodeId, ReplicaRole, Timestamp};
+use anchorhold_model::{NodeId, ReplicaRole};
 
 use crate::shard::Shard;
 use crate::{Operator, Reason, Step, WhyNot};
@@ -164,9 +164,8 @@ impl Shard<'_> {
     /// Splits it, unless that was done or its members changed a moment ago: what is reported of it
     /// may still be what it was before.
     fn cut(&self, reason: Reason) -> Result<Operator, WhyNot> {
-        let changed = self.entry.status.change_time;
-        let settled = Timestamp(changed.0.saturating_add(self.survey.config.split_settle_ms));
-        if changed != Timestamp(0) && self.survey.now < settled {
+        let settle_ms = self.survey.config.split_settle_ms;
+        if self.survey.is_settling(self.entry.status.change_time, settle_ms) {
             return Err(WhyNot::Settling);
         }
         Ok(self.operator(vec![Step::Split], reason))

@@ -330,6 +330,11 @@ impl<'a> Survey<'a> {
         })
     }
 
+    /// Whether what happened then is so young that it should show its effect first. 0 is long ago.
+    pub(crate) fn is_settling(&self, since: Timestamp, settle_ms: u64) -> bool {
+        since != Timestamp(0) && self.now.0 < since.0.saturating_add(settle_ms)
+    }
+
     /// Whether limits of the cluster and of the nodes allow an operator.
     pub(crate) fn check_limits(&self, op: &Operator, entry: &ShardEntry) -> Result<(), WhyNot> {
         if self.config.operators_max <= self.operators {

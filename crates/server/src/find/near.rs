@@ -85,13 +85,10 @@ impl Part {
     }
 }
 
-/// All parts of a range, in key order.
-fn parts(table: &RouteTable, range: &KeyRange) -> Vec<Part> {
+/// All parts of a range, first those that are owned.
+fn parts(table: &RouteTable, range: &KeyRange) -> impl Iterator<Item = Part> {
     let shards = table.overlapping(range).map(|shard| Part::Shard(Arc::clone(shard)));
-    let mut parts: Vec<_> = shards.collect();
-    parts.extend(table.gaps(range).into_iter().map(Part::Unowned));
-    parts.sort_by_key(Part::start);
-    parts
+    shards.chain(table.gaps(range).into_iter().map(Part::Unowned))
 }
 
 impl Core {
@@ -160,7 +157,7 @@ impl Core {
         let table = self.routes.table();
         let space = KeyRange::of_space(near.account, near.place.space());
         let account = KeyRange::of_account(near.account);
-        let parts = parts(&table, &space).into_iter().map(|part| {
+        let parts = parts(&table, &space).map(|part| {
             let range = match &part {
                 Part::Shard(shard) => shard.range.intersect(&account),
                 Part::Unowned(range) => *range,
@@ -287,18 +284,18 @@ mod tests {
         };
         let seen = |shards: Vec<Arc<ShardDescriptor>>| {
             let range = KeyRange { start: Key(10), end: Some(Key(50)) };
-            let parts =
-                parts(&RouteTable::new(shards), &range).into_iter().map(|part| match part {
-                    Part::Shard(shard) => (shard.shard_id.0, shard.range.start.0),
-                    Part::Unowned(range) => (0, range.start.0),
-                });
+            let table = RouteTable::new(shards);
+            let parts = parts(&table, &range).map(|part| match part {
+                Part::Shard(shard) => (shard.shard_id.0, shard.range.start.0),
+                Part::Unowned(range) => (0, range.start.0),
+            });
             parts.collect::<Vec<_>>()
         };
         assert_eq!(seen(vec![shard(1, 0, 30), shard(2, 30, 60)]), [(1, 0), (2, 30)]);
         assert_eq!(seen(vec![shard(1, 0, 30)]), [(1, 0), (0, 30)]);
         assert_eq!(
             seen(vec![shard(1, 20, 30), shard(2, 40, 60)]),
-            [(0, 10), (1, 20), (0, 30), (2, 40)]
+            [(1, 20), (2, 40), (0, 10), (0, 30)]
         );
         assert_eq!(seen(Vec::new()), [(0, 10)]);
     }

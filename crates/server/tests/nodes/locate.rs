@@ -197,3 +197,32 @@ async fn a_region_holds_what_brute_force_finds_whether_the_index_or_a_scan_serve
     }
     cluster.stop_all().await;
 }
+
+/// A node hears of what a split took from a shard before it hears of the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_whose_shard_is_not_known_are_told_and_not_taken_for_empty() {
+    let mut cluster = Cluster::start(3).await;
+    let key = cluster.account("one", 4).await;
+    let places = [[48.1, 11.5, 0.0], [-33.0, 151.0, 0.0], [40.0, -74.0, 0.0], [1.0, 1.0, 0.0]];
+    let (anchors, _) = load(&cluster, &key, &places).await;
+    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    for ([latitude, longitude, _], (id, _)) in places.iter().zip(&anchors) {
+        let at = [*latitude, *longitude, 0.0];
+        let known = core.catalog().shards.clone();
+        let owner = id.parse::<anchorhold_model::AnchorId>().unwrap().key();
+        let others = known.values().filter(|shard| !shard.range.contains(owner)).cloned();
+        core.routes.set_catalog(others, &std::collections::BTreeSet::new());
+        let found = cluster.locates(0, &key).locate(near(at, 3)).await.unwrap().into_inner();
+        let completeness = found.completeness.unwrap();
+        assert!(!completeness.complete, "{:?}", found.anchors);
+        assert_eq!(completeness.unanswered.len(), 1, "{completeness:?}");
+        let whole = v1::LocateRequest { require_complete: true, ..near(at, 3) };
+        let refused = cluster.locates(0, &key).locate(whole).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+        core.routes.set_catalog(known.into_values(), &std::collections::BTreeSet::new());
+        let found = cluster.locates(0, &key).locate(near(at, 1)).await.unwrap().into_inner();
+        assert_eq!(found.anchors[0].anchor.as_ref().unwrap().id, *id);
+    }
+    drop(core);
+    cluster.stop_all().await;
+}

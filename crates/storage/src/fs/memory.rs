@@ -38,12 +38,15 @@ pub struct MemoryFs {
     disk: Arc<Mutex<Disk>>,
 }
 
+/// Which file each name leads to.
+type Names = BTreeMap<PathBuf, usize>;
+
 #[derive(Default)]
 struct Disk {
     files: Vec<Content>,
     /// Names as running programs see them, and as they would be found after a crash.
-    names: BTreeMap<PathBuf, usize>,
-    durable_names: BTreeMap<PathBuf, usize>,
+    names: Names,
+    durable_names: Names,
     dirs: BTreeSet<PathBuf>,
     locks: BTreeSet<PathBuf>,
     /// Bytes that may still be allocated; `None` means any number.
@@ -216,18 +219,8 @@ impl MemoryFs {
     pub fn after_kill(&self) -> Self {
         let disk = self.disk.lock();
         let closed = |content: &Content| Content { handles: 0, ..content.clone() };
-        let mut left = Disk {
-            files: disk.files.iter().map(closed).collect(),
-            names: disk.names.clone(),
-            durable_names: disk.durable_names.clone(),
-            dirs: disk.dirs.clone(),
-            space: disk.space,
-            ids: disk.ids,
-            ..Disk::default()
-        };
-        drop(disk);
-        left.free_unreachable();
-        Self { disk: Arc::new(Mutex::new(left)) }
+        let files = disk.files.iter().map(closed).collect();
+        disk.left_with(files, disk.names.clone(), disk.durable_names.clone())
     }
 
     /// A copy of what the disk holds after a power cut. What was not synced is kept or lost by
@@ -248,18 +241,7 @@ impl MemoryFs {
                 };
             }
         }
-        let mut left = Disk {
-            files,
-            durable_names: names.clone(),
-            names,
-            dirs: disk.dirs.clone(),
-            space: disk.space,
-            ids: disk.ids,
-            ..Disk::default()
-        };
-        drop(disk);
-        left.free_unreachable();
-        Self { disk: Arc::new(Mutex::new(left)) }
+        disk.left_with(files, names.clone(), names)
     }
 }
 
@@ -363,6 +345,21 @@ impl Disk {
             *space = space.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
         }
         Ok(())
+    }
+
+    /// The disk that the next start finds, with these files and names.
+    fn left_with(&self, files: Vec<Content>, names: Names, durable_names: Names) -> MemoryFs {
+        let mut left = Self {
+            files,
+            names,
+            durable_names,
+            dirs: self.dirs.clone(),
+            space: self.space,
+            ids: self.ids,
+            ..Self::default()
+        };
+        left.free_unreachable();
+        MemoryFs { disk: Arc::new(Mutex::new(left)) }
     }
 
     /// Frees the bytes of files that no name, no durable name and no handle leads to.
