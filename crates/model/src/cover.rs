@@ -28,6 +28,8 @@ pub const CELLS_MAX: usize = 8;
 
 /// Added to coverings and taken off bounds, in meters: far above the rounding of the arithmetic.
 const ROUNDING_M: f64 = 0.01;
+/// Added to the radius of a ball around cells, for rounding: of chords of the unit sphere.
+const BALL_ROUNDING: f64 = 1e-12;
 /// Levels of S2 cells in coverings: ids do not tell more than level 22.
 const LEVEL_MAX: u8 = 22;
 
@@ -268,8 +270,10 @@ pub fn s2_cells(account: AccountNumber, ranges: &[KeyRange], cells_max: usize) -
 /// asked often.
 #[derive(Clone, Debug)]
 pub struct RangeBounds {
-    /// The range's S2 cells.
+    /// The range's S2 cells, the largest first: they tell the most about what is near.
     cells: Vec<BoundedCell>,
+    /// A ball that holds them all; `None` if there are none.
+    ball: Option<Ball>,
     /// First and last cell of the range in all spaces; `None` if it holds no id of the account.
     span: Option<(CellIndex, CellIndex)>,
 }
@@ -277,8 +281,14 @@ pub struct RangeBounds {
 #[derive(Clone, Debug)]
 struct BoundedCell {
     cell: Cell,
+    ball: Ball,
+}
+
+/// Points on the unit sphere are in it.
+#[derive(Clone, Copy, Debug)]
+struct Ball {
     center: Vector,
-    /// Longest chord from the center to a point of the cell.
+    /// Longest chord from the center to a point.
     radius: f64,
 }
 
@@ -288,8 +298,21 @@ impl RangeBounds {
         let span = range.cells(account);
         let leaves = span.and_then(|(first, last)| cell::leaves(first, last));
         let ids = leaves.map(|(first, end)| CellUnion::from_range(first, end).0);
-        let cells = ids.unwrap_or_default().into_iter().map(BoundedCell::new).collect();
-        Self { cells, span }
+        let mut cells: Vec<_> = ids.unwrap_or_default().into_iter().map(BoundedCell::new).collect();
+        cells.sort_by(|a, b| b.ball.radius.total_cmp(&a.ball.radius));
+        let ball = Ball::around(&cells);
+        Self { cells, ball, span }
+    }
+
+    /// As [`RangeBounds::lower_bound_m`], lower but cheaper: for a range that is far away, the time
+    /// of one distance whatever its number of cells.
+    pub fn rough_lower_bound_m(&self, from: &Pose) -> f64 {
+        match (from, &self.ball) {
+            (Pose::Geo { point, .. }, Some(ball)) => {
+                below_chord_m(cell::normal(*point).distance(&ball.center) - ball.radius)
+            }
+            (Pose::Geo { .. } | Pose::Local { .. }, _) => self.lower_bound_m(from),
+        }
     }
 
     /// A lower bound of the distance in meters (3-D) from a position to any anchor of the range in
@@ -314,15 +337,22 @@ impl RangeBounds {
         for bounded in &self.cells {
             // The chord to the cell is at least that to its center less its radius: cheap, and
             // enough for most cells.
-            if from.distance(&bounded.center) - bounded.radius < nearest {
+            let beyond = nearest + bounded.ball.radius;
+            if (from - bounded.ball.center).norm2() < beyond * beyond {
                 nearest = nearest.min(cell::chord_to_cell(from, &bounded.cell));
             }
             if nearest <= 0.0 {
                 break;
             }
         }
-        (cell::SPHERE_RADIUS_M * nearest - DRIFT_M_MAX - ROUNDING_M).max(0.0)
+        below_chord_m(nearest)
     }
+}
+
+/// A lower bound of the distance in meters from a position to an anchor, by the chord between the
+/// position's normal and the nearest that the anchor's home may have.
+fn below_chord_m(chord: f64) -> f64 {
+    (cell::SPHERE_RADIUS_M * chord - DRIFT_M_MAX - ROUNDING_M).max(0.0)
 }
 
 impl BoundedCell {
@@ -330,9 +360,24 @@ impl BoundedCell {
         let cell = Cell::from(cell_id);
         let center = cell.center().0;
         let corners = cell.vertices();
-        // The farthest point of a cell is a corner. A little more, for rounding.
+        // The farthest point of a cell is a corner.
         let radius = corners.iter().map(|corner| center.distance(&corner.0)).fold(0.0, f64::max);
-        Self { cell, center, radius: radius + 1e-12 }
+        Self { cell, ball: Ball { center, radius: radius + BALL_ROUNDING } }
+    }
+}
+
+impl Ball {
+    /// Around the center of area, about, of some cells.
+    fn around(cells: &[BoundedCell]) -> Option<Self> {
+        let area = |cell: &BoundedCell| cell.ball.radius * cell.ball.radius;
+        let sum = |of: fn(&Vector) -> f64| {
+            cells.iter().map(|cell| area(cell) * of(&cell.ball.center)).sum::<f64>()
+        };
+        let total = cells.iter().map(area).sum::<f64>();
+        let center = Vector { x: sum(|v| v.x), y: sum(|v| v.y), z: sum(|v| v.z) } * total.recip();
+        let reach = |cell: &BoundedCell| center.distance(&cell.ball.center) + cell.ball.radius;
+        let radius = cells.iter().map(reach).max_by(f64::total_cmp)?;
+        Some(Self { center, radius: radius + BALL_ROUNDING })
     }
 }
 

@@ -170,6 +170,8 @@ proptest! {
         let bounds = RangeBounds::new(ACCOUNT, &range);
         let bound_m = bounds.lower_bound_from_point_m(from);
         prop_assert_eq!(bounds.lower_bound_m(&geo(from)), bound_m);
+        let rough_m = bounds.rough_lower_bound_m(&geo(from));
+        prop_assert!(rough_m <= bound_m, "the rough bound {rough_m} m is above {bound_m} m");
         // Anchors anywhere and near the query, and some in cells of the range.
         let anywhere = placed.iter().filter_map(|(point, placed)| placed.place(*point));
         let near = placed.iter().filter_map(|(_, placed)| placed.place(from));

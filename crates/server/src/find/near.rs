@@ -2,9 +2,12 @@
 //!
 //! Shards are asked in the order of how near their anchors can be, a few at first and more in each
 //! wave, each with the k-th distance found so far; the search ends when no shard that is left can
-//! improve the answer. Exact: equal to a search of every anchor, ties by id, because bounds are
+//! improve the answer. How near is first a rough guess, and made exact only for those whose turn
+//! comes: most shards of a large account are far away. Exact: equal to a search of every anchor, ties by id, because bounds are
 //! never above a true distance and a shard at exactly the k-th distance is still asked.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use anchorhold_geometry::{Meters, Orientation};
@@ -91,6 +94,89 @@ fn parts(table: &RouteTable, range: &KeyRange) -> impl Iterator<Item = Part> {
     shards.chain(table.gaps(range).into_iter().map(Part::Unowned))
 }
 
+/// The parts that are still to be asked, nearest first.
+struct Candidates {
+    from: Pose,
+    heap: BinaryHeap<Reverse<Candidate>>,
+}
+
+struct Candidate {
+    /// No anchor of the part is nearer.
+    bound_m: f64,
+    part: Part,
+    /// To make the bound exact with, until that is done.
+    rough: Option<Arc<RangeBounds>>,
+}
+
+impl Candidates {
+    fn new(from: Pose, parts: impl Iterator<Item = (Part, Arc<RangeBounds>)>) -> Self {
+        let candidates = parts.map(|(part, bounds)| {
+            let bound_m = bounds.rough_lower_bound_m(&from);
+            Reverse(Candidate { bound_m, part, rough: Some(bounds) })
+        });
+        Self { heap: candidates.filter(|one| one.0.bound_m.is_finite()).collect(), from }
+    }
+
+    /// The nearest part, if it can hold an anchor within a distance.
+    fn next_within(&mut self, within_m: f64) -> Option<Candidate> {
+        loop {
+            let Reverse(nearest) = self.heap.pop()?;
+            let Some(bounds) = &nearest.rough else {
+                return (nearest.bound_m <= within_m).then_some(nearest);
+            };
+            if within_m < nearest.bound_m {
+                return None;
+            }
+            let bound_m = bounds.lower_bound_m(&self.from);
+            if bound_m.is_finite() {
+                self.heap.push(Reverse(Candidate { bound_m, rough: None, ..nearest }));
+            }
+        }
+    }
+
+    /// Up to `count` parts that can hold an anchor within a distance, or two if both may hold the
+    /// position itself. None: the search is over.
+    fn next_wave(&mut self, count: usize, within_m: f64) -> Vec<Part> {
+        let mut wave = Vec::new();
+        while wave.len() < count.max(2) {
+            let Some(next) = self.next_within(within_m) else { break };
+            if count <= wave.len() && 0.0 < next.bound_m {
+                self.heap.push(Reverse(next));
+                break;
+            }
+            wave.push(next.part);
+        }
+        wave
+    }
+}
+
+impl Candidate {
+    /// Nearest first, then by key: the same answer each time.
+    fn rank(&self, other: &Self) -> Ordering {
+        self.bound_m.total_cmp(&other.bound_m).then(self.part.start().cmp(&other.part.start()))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank(other).is_eq()
+    }
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank(other)
+    }
+}
+
 impl Core {
     /// Finds the nearest anchors of an account.
     pub async fn find_near(&self, near: &Near, deadline: &Deadline) -> Found {
@@ -108,22 +194,19 @@ impl Core {
 
     /// One search by the routes as known now; `None` if a shard has changed.
     async fn find_near_once(&self, near: &Near, deadline: &Deadline) -> Option<Found> {
-        let mut left = self.parts_by_bound(near);
+        let mut left = self.candidates(near);
         let mut found = Found::default();
         let mut wave = WAVE_FIRST;
         loop {
             let within_m = found.distance_m_max(near);
-            let useful = left.partition_point(|(bound_m, _)| *bound_m <= within_m);
-            left.truncate(useful);
-            if left.is_empty() {
+            let parts = left.next_wave(wave.min(self.limits.fan_out_max), within_m);
+            if parts.is_empty() {
                 histogram!(name::LOCATE_SHARDS).record(f64::from(found.asked));
                 return Some(found);
             }
-            // Shards that hold the point itself are worth asking together.
-            let around = left.partition_point(|(bound_m, _)| *bound_m == 0.0);
-            let count = wave.max(around.min(2)).min(left.len()).min(self.limits.fan_out_max);
+            let count = parts.len();
             let mut asked = Vec::with_capacity(count);
-            for (_, part) in left.drain(..count) {
+            for part in parts {
                 match part {
                     Part::Shard(shard) => asked.push(shard),
                     Part::Unowned(range) => found.note_unowned(range, &self.unowned()),
@@ -152,22 +235,20 @@ impl Core {
         }
     }
 
-    /// Who may hold an answer, nearest first.
-    fn parts_by_bound(&self, near: &Near) -> Vec<(f64, Part)> {
+    /// Who may hold an answer.
+    fn candidates(&self, near: &Near) -> Candidates {
         let table = self.routes.table();
         let space = KeyRange::of_space(near.account, near.place.space());
         let account = KeyRange::of_account(near.account);
+        let from = pose(&near.place);
         let parts = parts(&table, &space).map(|part| {
             let range = match &part {
                 Part::Shard(shard) => shard.range.intersect(&account),
                 Part::Unowned(range) => *range,
             };
-            let bounds = self.routes.bounds(near.account, range);
-            (lower_bound_m(&bounds, &near.place), part)
+            (part, self.routes.bounds(near.account, range))
         });
-        let mut parts: Vec<_> = parts.filter(|(bound_m, _)| bound_m.is_finite()).collect();
-        parts.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.start().cmp(&b.1.start())));
-        parts
+        Candidates::new(from, parts)
     }
 
     /// What is said of keys that no shard is known to own.
@@ -221,13 +302,6 @@ impl Found {
             Some((distance_m, _)) => distance_m.min(radius_m),
             None => radius_m,
         }
-    }
-}
-
-fn lower_bound_m(bounds: &RangeBounds, place: &Place) -> f64 {
-    match place {
-        Place::Geo(point) => bounds.lower_bound_from_point_m(*point),
-        Place::Local { .. } => bounds.lower_bound_m(&pose(place)),
     }
 }
 
@@ -298,6 +372,47 @@ mod tests {
             [(1, 20), (2, 40), (0, 10), (0, 30)]
         );
         assert_eq!(seen(Vec::new()), [(0, 10)]);
+    }
+
+    #[test]
+    fn waves_take_the_nearest_parts_and_end_with_those_in_reach() {
+        let account = AccountNumber(1);
+        let point = GeoPoint::new(48.8, 2.3, 0.0).unwrap();
+        let from = pose(&Place::Geo(point));
+        // Blocks along the whole curve of the account's cells.
+        let whole = KeyRange::of_space(account, Place::Geo(point).space());
+        let step = (whole.end.unwrap().0 - whole.start.0) / 60;
+        let parts = (0..60).map(|n| {
+            let at = |n: u128| Key(whole.start.0 + n * step);
+            let range = KeyRange { start: at(n), end: Some(at(n + 1)) };
+            (Part::Unowned(range), Arc::new(RangeBounds::new(account, &range)))
+        });
+        let parts: Vec<_> = parts.collect();
+        let mut exact: Vec<_> = parts
+            .iter()
+            .map(|(part, bounds)| (bounds.lower_bound_m(&from), part.start()))
+            .filter(|(bound_m, _)| bound_m.is_finite())
+            .collect();
+        exact.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        assert!(50 < exact.len() && exact[0].0 == 0.0 && 0.0 < exact[40].0, "{exact:?}");
+        for within_m in [0.0, exact[9].0, exact[40].0, f64::INFINITY] {
+            let mut left = Candidates::new(from, parts.iter().map(clone_of));
+            let mut taken = Vec::new();
+            loop {
+                let wave = left.next_wave(3, within_m);
+                if wave.is_empty() {
+                    break;
+                }
+                taken.extend(wave.iter().map(Part::start));
+            }
+            let in_reach = exact.iter().filter(|(bound_m, _)| *bound_m <= within_m);
+            assert_eq!(taken, in_reach.map(|(_, start)| *start).collect::<Vec<_>>(), "{within_m}");
+        }
+    }
+
+    fn clone_of(part: &(Part, Arc<RangeBounds>)) -> (Part, Arc<RangeBounds>) {
+        let Part::Unowned(range) = &part.0 else { panic!("of this test's parts only") };
+        (Part::Unowned(*range), Arc::clone(&part.1))
     }
 
     #[test]
