@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anchorhold_client::admin_v1;
-use anchorhold_cluster::{StateError, StateFile, Wanted, wait_until_ready};
+use anchorhold_cluster::{StateError, Wanted, wait_until_ready};
 use anchorhold_model::{Key, NodeId, ShardId};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::context::{ClientArgs, Context, seconds};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, bytes, thousands};
+use crate::output::{self, Format, bytes, thousands};
 use crate::placing;
 
 /// `anchorhold cluster`.
@@ -421,8 +421,8 @@ pub(crate) async fn zone(args: ZoneArgs) -> anyhow::Result<()> {
         ZoneCommand::Drain { zone } => {
             placing::drain_zone(&Context::resolve(&args.client)?, &zone).await
         }
-        ZoneCommand::Kill { zone } => kill_zone(&args.client.find_demo()?, &zone),
-        ZoneCommand::Start { zone } => start_zone(&args.client.find_demo()?, &zone).await,
+        ZoneCommand::Kill { zone } => kill_zone(&args.client, &zone),
+        ZoneCommand::Start { zone } => start_zone(&args.client, &zone).await,
     }
 }
 
@@ -445,24 +445,39 @@ async fn list_zones(context: &Context) -> anyhow::Result<()> {
     })
 }
 
-fn kill_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
-    let outcomes = file.update(|state| {
+/// What became of a node of the demo.
+#[derive(Serialize)]
+struct NodeChange {
+    node: String,
+    change: &'static str,
+}
+
+fn print_changes(format: Format, changes: &[NodeChange]) -> anyhow::Result<()> {
+    let line = |one: &NodeChange| format!("{}: {}", one.node, one.change);
+    output::print(format, &changes, || changes.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn kill_zone(client: &ClientArgs, zone: &str) -> anyhow::Result<()> {
+    let outcomes = client.find_demo()?.update(|state| {
         let nodes = state.zone_mut(zone)?.into_iter();
         Ok(nodes.map(|node| (node.name.clone(), node.kill())).collect::<Vec<_>>())
     });
+    let mut changes = Vec::new();
     for (node, outcome) in named_zone(outcomes)? {
-        match outcome {
-            Ok(true) => println!("killed {node}"),
-            Ok(false) => println!("{node} was down already"),
+        let change = match outcome {
+            Ok(true) => "killed",
+            Ok(false) => "was down already",
             Err(error) => anyhow::bail!("cannot kill {node}: {error}"),
-        }
+        };
+        changes.push(NodeChange { node, change });
     }
+    print_changes(client.output, &changes)?;
     eprintln!("bring it back: anchorhold zone start {zone}");
     Ok(())
 }
 
-async fn start_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
-    let nodes = file.update(|state| {
+async fn start_zone(client: &ClientArgs, zone: &str) -> anyhow::Result<()> {
+    let nodes = client.find_demo()?.update(|state| {
         let nodes = state.zone_mut(zone)?.into_iter();
         let started = nodes.map(|node| {
             node.wanted = Wanted::Running;
@@ -470,6 +485,7 @@ async fn start_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
         });
         Ok(started.collect::<Vec<_>>())
     });
+    let mut changes = Vec::new();
     for (node, address) in named_zone(nodes)? {
         if let Err(reason) = wait_until_ready(address, ZONE_START_TIMEOUT).await {
             let limit = ZONE_START_TIMEOUT.as_secs();
@@ -477,9 +493,9 @@ async fn start_zone(file: &StateFile, zone: &str) -> anyhow::Result<()> {
             let next = "its log is in the demo's data directory";
             return Err(Failure::new(Exit::Unavailable, problem, next).into());
         }
-        println!("{node} is ready");
+        changes.push(NodeChange { node, change: "ready" });
     }
-    Ok(())
+    print_changes(client.output, &changes)
 }
 
 /// A zone that does not exist is "not found" for scripts.

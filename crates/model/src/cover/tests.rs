@@ -302,6 +302,9 @@ fn far_shards_are_known_to_be_far() {
     let bounds = RangeBounds::new(ACCOUNT, &KeyRange::of_s2_cell(ACCOUNT, london.0).unwrap());
     let paris_m = bounds.lower_bound_from_point_m(of(48.857, 2.352));
     assert!((320_000.0..345_000.0).contains(&paris_m), "{paris_m}");
+    // A range of one cell: its ball is the cell's own.
+    let rough_m = bounds.rough_lower_bound_m(&geo(of(48.857, 2.352)));
+    assert!((310_000.0..=paris_m).contains(&rough_m), "{rough_m}");
     assert_eq!(bounds.lower_bound_from_point_m(of(51.5, -0.12)), 0.0);
     let other = RangeBounds::new(AccountNumber(10), &KeyRange::of_account(ACCOUNT));
     assert_eq!(other.lower_bound_from_point_m(of(51.5, -0.12)), f64::INFINITY);

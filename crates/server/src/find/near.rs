@@ -3,8 +3,9 @@
 //! Shards are asked in the order of how near their anchors can be, a few at first and more in each
 //! wave, each with the k-th distance found so far; the search ends when no shard that is left can
 //! improve the answer. How near is first a rough guess, and made exact only for those whose turn
-//! comes: most shards of a large account are far away. Exact: equal to a search of every anchor, ties by id, because bounds are
-//! never above a true distance and a shard at exactly the k-th distance is still asked.
+//! comes: most shards of a large account are far away. Exact: equal to a search of every anchor,
+//! ties by id, because bounds are never above a true distance and a shard at exactly the k-th
+//! distance is still asked.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -135,10 +136,10 @@ impl Candidates {
     }
 
     /// Up to `count` parts that can hold an anchor within a distance, or two if both may hold the
-    /// position itself. None: the search is over.
-    fn next_wave(&mut self, count: usize, within_m: f64) -> Vec<Part> {
+    /// position itself; never more than `count_max`. None: the search is over.
+    fn next_wave(&mut self, count: usize, count_max: usize, within_m: f64) -> Vec<Part> {
         let mut wave = Vec::new();
-        while wave.len() < count.max(2) {
+        while wave.len() < count.max(2).min(count_max) {
             let Some(next) = self.next_within(within_m) else { break };
             if count <= wave.len() && 0.0 < next.bound_m {
                 self.heap.push(Reverse(next));
@@ -199,7 +200,7 @@ impl Core {
         let mut wave = WAVE_FIRST;
         loop {
             let within_m = found.distance_m_max(near);
-            let parts = left.next_wave(wave.min(self.limits.fan_out_max), within_m);
+            let parts = left.next_wave(wave, self.limits.fan_out_max, within_m);
             if parts.is_empty() {
                 histogram!(name::LOCATE_SHARDS).record(f64::from(found.asked));
                 return Some(found);
@@ -399,7 +400,8 @@ mod tests {
             let mut left = Candidates::new(from, parts.iter().map(clone_of));
             let mut taken = Vec::new();
             loop {
-                let wave = left.next_wave(3, within_m);
+                let wave = left.next_wave(3, 16, within_m);
+                assert!(wave.len() <= 3);
                 if wave.is_empty() {
                     break;
                 }
@@ -408,6 +410,35 @@ mod tests {
             let in_reach = exact.iter().filter(|(bound_m, _)| *bound_m <= within_m);
             assert_eq!(taken, in_reach.map(|(_, start)| *start).collect::<Vec<_>>(), "{within_m}");
         }
+    }
+
+    #[test]
+    fn only_parts_that_may_hold_the_position_are_asked_two_at_once() {
+        let account = AccountNumber(1);
+        let bounds = |range| Arc::new(RangeBounds::new(account, &range));
+        let space = KeyRange::of_space(account, anchorhold_model::Space::Earth);
+        let from = pose(&Place::Geo(GeoPoint::new(48.8, 2.3, 0.0).unwrap()));
+        let elsewhere = AnchorId::derive(
+            account,
+            &pose(&Place::Geo(GeoPoint::new(-33.0, 151.0, 0.0).unwrap())),
+            RequestId(1),
+            0,
+            0,
+        );
+        let far = KeyRange { start: elsewhere.key(), end: elsewhere.key().next() };
+        let of = |ranges: &[KeyRange]| {
+            let parts = ranges.iter().map(|range| (Part::Unowned(*range), bounds(*range)));
+            Candidates::new(from, parts)
+        };
+        let waves = |ranges: &[KeyRange], count_max| {
+            let mut left = of(ranges);
+            let sizes =
+                std::iter::repeat_with(|| left.next_wave(1, count_max, f64::INFINITY).len());
+            sizes.take_while(|size| *size != 0).collect::<Vec<_>>()
+        };
+        assert_eq!(waves(&[space, far, space, space], 16), [2, 1, 1]);
+        assert_eq!(waves(&[space, far, space], 1), [1, 1, 1]);
+        assert_eq!(waves(&[far, far], 16), [1, 1]);
     }
 
     fn clone_of(part: &(Part, Arc<RangeBounds>)) -> (Part, Arc<RangeBounds>) {
