@@ -8,7 +8,10 @@
 //! | `<shard>-<incarnation>.card` | what the node knows of its replica, see `card` |
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+use parking_lot::RwLock;
 
 use super::receiver::Receiving;
 use super::{
@@ -23,6 +26,17 @@ use crate::log_store::GroupId;
 pub struct SnapshotStore {
     dir: PathBuf,
     receiving: Receiving,
+    /// Nothing is removed while somebody looks for files: a directory is not read at one moment, and
+    /// what was there at its beginning must be there until its end.
+    removal: RwLock<()>,
+}
+
+/// A group's files as they were found at one time.
+struct Listing {
+    /// Those that have a header and a footer, from the oldest to the newest position.
+    intact: Vec<SnapshotFile>,
+    /// All of them.
+    paths: Vec<PathBuf>,
 }
 
 impl SnapshotStore {
@@ -31,7 +45,11 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`].
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
-        let store = Self { dir: dir.to_owned(), receiving: Receiving::default() };
+        let store = Self {
+            dir: dir.to_owned(),
+            receiving: Receiving::default(),
+            removal: RwLock::default(),
+        };
         fs::create_dir_all(dir).map_err(|source| store.io(dir, source))?;
         for path in store.paths()? {
             if path.extension().is_some_and(|extension| extension == "tmp" || extension == "part") {
@@ -85,15 +103,18 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`]; [`SnapshotError::UnknownFormat`].
     pub fn list(&self, group: GroupId) -> Result<Vec<SnapshotFile>, SnapshotError> {
-        let prefix = group_prefix(group);
-        let mut found = Vec::new();
-        for path in self.paths()? {
+        self.listing(group).map(|listing| listing.intact)
+    }
+
+    fn listing(&self, group: GroupId) -> Result<Listing, SnapshotError> {
+        let _looking = self.removal.read();
+        let mut paths = self.paths()?;
+        paths.retain(|path| group_of(path) == Some(group));
+        let mut intact = Vec::new();
+        for path in &paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !name.starts_with(&prefix) || path.extension().is_none_or(|ext| ext != "snap") {
-                continue;
-            }
-            match reader::describe(&path) {
-                Ok(file) if file_name(&file.header) == name => found.push(file),
+            match reader::describe(path) {
+                Ok(file) if file_name(&file.header) == name => intact.push(file),
                 Ok(_) => {
                     tracing::warn!(path = %path.display(), "a snapshot does not fit its name");
                 }
@@ -103,8 +124,8 @@ impl SnapshotStore {
                 Err(error) => return Err(error),
             }
         }
-        found.sort_by_key(|file| file.header.position);
-        Ok(found)
+        intact.sort_by_key(|file| file.header.position);
+        Ok(Listing { intact, paths })
     }
 
     /// A group's newest snapshot file, as `list` gives it.
@@ -129,14 +150,25 @@ impl SnapshotStore {
 
     /// Removes all of a group's files but the newest intact one, damaged ones included, and says
     /// how many. The rows of the newest are read and verified first; nothing is removed if none is
-    /// intact.
+    /// intact. Files that come meanwhile stay.
     ///
     /// # Errors
     /// As `list` and [`super::verify`].
     pub fn retain_latest(&self, group: GroupId) -> Result<usize, SnapshotError> {
-        let Some(latest) = self.latest(group)? else { return Ok(0) };
-        reader::verify(&latest.path)?;
-        self.remove_where(|path| group_of(path) == Some(group) && *path != latest.path)
+        loop {
+            let Listing { mut intact, mut paths } = self.listing(group)?;
+            let Some(latest) = intact.pop() else { return Ok(0) };
+            match reader::verify(&latest.path) {
+                Ok(_) => {}
+                // Another call found a newer one meanwhile.
+                Err(SnapshotError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            paths.retain(|path| *path != latest.path);
+            return self.remove(&paths);
+        }
     }
 
     /// Removes all files of a group and says how many.
@@ -144,14 +176,17 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`].
     pub fn remove_group(&self, group: GroupId) -> Result<usize, SnapshotError> {
-        self.remove_where(|path| group_of(path) == Some(group))
+        let mut paths = self.paths()?;
+        paths.retain(|path| group_of(path) == Some(group));
+        self.remove(&paths)
     }
 
-    fn remove_where(&self, unwanted: impl Fn(&PathBuf) -> bool) -> Result<usize, SnapshotError> {
-        let paths: Vec<PathBuf> = self.paths()?.into_iter().filter(unwanted).collect();
-        for path in &paths {
+    fn remove(&self, paths: &[PathBuf]) -> Result<usize, SnapshotError> {
+        let removing = self.removal.write();
+        for path in paths {
             durable::remove_if_present(path).map_err(|source| self.io(path, source))?;
         }
+        drop(removing);
         if !paths.is_empty() {
             durable::sync_dir(&self.dir).map_err(|source| self.io(&self.dir, source))?;
         }

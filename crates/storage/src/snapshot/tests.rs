@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -181,6 +182,43 @@ fn a_store_keeps_the_newest_of_each_group() {
     assert_eq!(store.latest(group(1)).unwrap().unwrap().header, header(1, 200));
     assert_eq!(store.remove_group(group(1)).unwrap(), 1);
     assert_eq!(store.groups().unwrap(), [group(2)]);
+}
+
+/// One thread writes snapshots and removes the older ones, as a builder does; another one removes
+/// older ones too, as an installation does; readers ask for the newest.
+#[test]
+fn the_newest_is_found_whenever_it_is_asked_for_while_older_ones_go() {
+    let dir = temp();
+    let store = SnapshotStore::open(dir.path()).unwrap();
+    let index = |file: Option<SnapshotFile>| file.unwrap().header.position.unwrap().index;
+    store.create(header(1, 1)).unwrap().finish().unwrap();
+    let newest = AtomicU64::new(1);
+    let written = 300;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 2..=written {
+                store.create(header(1, number)).unwrap().finish().unwrap();
+                newest.store(number, Ordering::SeqCst);
+                store.retain_latest(group(1)).unwrap();
+            }
+        });
+        for retains in [true, false] {
+            let (store, newest) = (&store, &newest);
+            scope.spawn(move || {
+                let mut before = 0;
+                for _ in 0..written {
+                    let there = newest.load(Ordering::SeqCst);
+                    if retains {
+                        store.retain_latest(group(1)).unwrap();
+                    }
+                    let found = index(store.latest(group(1)).unwrap());
+                    assert!(there <= found && before <= found, "{found} after {before}, {there}");
+                    before = found;
+                }
+            });
+        }
+    });
+    assert_eq!(store.list(group(1)).unwrap().len(), 1);
 }
 
 #[test]
