@@ -445,9 +445,14 @@ impl ProcessCluster {
     fn note_end(&self, name: &str, how: String) -> Result<Event, LaunchError> {
         let node = name.to_owned();
         let event = self.file.update(|state| {
-            let was_wanted = state.node_mut(name)?.wanted == Wanted::Running;
-            state.node_mut(name)?.wanted = Wanted::Stopped;
-            Ok(if was_wanted { Event::Died { node, how } } else { Event::Stopped { node } })
+            let noted = state.node_mut(name)?;
+            // Whoever kills a node forgets its process, and it may be wanted again since.
+            let was_killed = noted.process.take().is_none();
+            if was_killed || noted.wanted == Wanted::Stopped {
+                return Ok(Event::Stopped { node });
+            }
+            noted.wanted = Wanted::Stopped;
+            Ok(Event::Died { node, how })
         })?;
         Ok(event)
     }

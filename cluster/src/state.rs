@@ -50,7 +50,7 @@ pub struct NodeState {
     pub log_file: PathBuf,
     /// What it should be doing.
     pub wanted: Wanted,
-    /// Its process, the last one that was started.
+    /// Its process, the last one that was started; forgotten when it is killed or has ended.
     pub process: Option<ProcessIdentity>,
 }
 
@@ -256,10 +256,10 @@ impl NodeState {
     /// If the system refuses the signal.
     pub fn kill(&mut self) -> std::io::Result<bool> {
         self.wanted = Wanted::Stopped;
-        match &self.process {
-            Some(process) => Ok(process.kill()? == crate::Killed::Signalled),
-            None => Ok(false),
-        }
+        let Some(process) = &self.process else { return Ok(false) };
+        let killed = process.kill()?;
+        self.process = None;
+        Ok(killed == crate::Killed::Signalled)
     }
 }
 

@@ -69,6 +69,30 @@ fn a_killed_zone_stays_down_until_it_is_wanted_again() {
 }
 
 #[test]
+fn a_node_that_is_wanted_again_before_its_end_is_seen_is_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = unready(directory.path());
+    cluster.reconcile().unwrap();
+    // `zone kill b` and at once `zone start b`.
+    let file = cluster.file().clone();
+    file.update(|state| {
+        let node = state.node_mut("b1")?;
+        assert!(node.kill().unwrap());
+        node.wanted = Wanted::Running;
+        Ok(())
+    })
+    .unwrap();
+    let mut events = Vec::new();
+    while events.is_empty() {
+        events = cluster.reconcile().unwrap();
+    }
+    events.extend(cluster.reconcile().unwrap());
+    let node = "b1".to_owned();
+    assert_eq!(events, [Event::Stopped { node: node.clone() }, Event::Started { node }]);
+    assert!(cluster.state().unwrap().nodes.iter().all(NodeState::is_alive));
+}
+
+#[test]
 fn a_node_that_dies_by_itself_is_told_from_one_that_was_stopped() {
     let directory = tempfile::tempdir().unwrap();
     let mut cluster = unready(directory.path());
