@@ -188,7 +188,7 @@ def main():
             print(f"\nready {seconds:.1f} s after the start that followed SIGKILL")
 
             duration = max(20, options.anchors // 25_000)
-            reader = cluster.start("bench", "read", "--clients", "16", "--warm-up", "0",
+            reader = cluster.start("bench", "read", "--clients", "16", "--warm-up", "0.5",
                                    "--duration", str(duration), ANCHORHOLD_API_KEY=key)
             time.sleep(2)
             seconds = restart(cluster, "b",
