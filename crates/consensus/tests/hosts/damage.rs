@@ -210,7 +210,9 @@ async fn a_replica_that_may_have_forgotten_a_vote_takes_part_in_nothing() {
     let closed =
         eventually("the replica is open", || cluster.nodes[node].host().replica(hit)).await;
     assert_eq!(closed.status().fence, Some(Fence::Closed));
-    let before = closed.status();
+    // Raft's own task says where it stands a little after the replica is open.
+    let started = || Some(closed.status()).filter(|status| status.last_index.is_some());
+    let before = eventually("the replica knows its log", started).await;
     setup.write(40).await;
     let cluster = &setup.cluster;
     check_everywhere(cluster, spared, &setup.ids[&spared]).await;
