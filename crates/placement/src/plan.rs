@@ -30,7 +30,8 @@ pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: 
     let Scan { needs, candidates, mut plan } = scan(&survey, seed);
     for (_, shards) in needs {
         for (entry, need) in shards {
-            let result = serve(&survey, entry, need);
+            let result = serve(&survey, entry, need)
+                .or_else(|why| split_instead(&survey, entry, why).ok_or(why));
             settle(&mut plan, &mut survey, entry, Some(need.reason), result);
         }
     }
@@ -115,6 +116,25 @@ fn serve(survey: &Survey<'_>, entry: &ShardEntry, need: Need) -> Result<Operator
         }
         (result, Some(_) | None) => result,
     }
+}
+
+/// A shard that is too large is split even if nothing can be done about what it needs more: a zone
+/// that stays away must not let its shards grow without an end. What only waits its turn comes
+/// first.
+fn split_instead(survey: &Survey<'_>, entry: &ShardEntry, why: WhyNot) -> Option<Operator> {
+    let waits = match why {
+        WhyNot::NoRoom | WhyNot::NoRoomInRegion | WhyNot::ResidencyForbids => false,
+        WhyNot::NoLeaderTarget | WhyNot::BelowTimer(_) => false,
+        WhyNot::LimitReached(_) | WhyNot::CatchingUp(_) | WhyNot::OperatorInFlight => true,
+        WhyNot::ClassUnknown(_) | WhyNot::QuorumLost | WhyNot::NoLeader => true,
+        WhyNot::Hysteresis | WhyNot::Settling => true,
+    };
+    if waits {
+        return None;
+    }
+    let shard = Shard::new(survey, entry)?;
+    let operator = shard.serve(shard.split_need()?).ok()?;
+    survey.check_limits(&operator, entry).ok().map(|()| operator)
 }
 
 /// Takes an operator into the plan, or notes why there is none.

@@ -167,7 +167,7 @@ impl<'a> Shard<'a> {
     }
 
     /// Whether it should be two. What cannot be cut is not too large.
-    fn split_need(&self) -> Option<Reason> {
+    pub(crate) fn split_need(&self) -> Option<Reason> {
         let (status, config) = (&self.entry.status, self.survey.config);
         let is_large = config.split_bytes < status.bytes || config.split_anchors < status.anchors;
         if is_large && 2 <= status.anchors {

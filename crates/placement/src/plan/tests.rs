@@ -451,6 +451,18 @@ fn few_shards_split_at_the_same_time() {
 }
 
 #[test]
+fn a_shard_that_cannot_be_made_whole_is_split_all_the_same() {
+    check(
+        "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north\nn3 down",
+        "s1 c1 n1* n2 n3 anchors=200001\ns2 c1 n1* n2 n3",
+        expect![[r#"
+            s1@1.1.1 split: too large
+            s2 not: n3 is dead: no room
+        "#]],
+    );
+}
+
+#[test]
 fn a_shard_is_made_whole_before_it_is_split() {
     check(
         SIX,
