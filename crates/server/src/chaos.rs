@@ -154,7 +154,7 @@ fn log_config(wanted: &Wanted) -> LogConfig {
     let usual = LogConfig::default();
     match wanted.log_segment_bytes {
         0 => usual,
-        segment_bytes => LogConfig { segment_bytes, ..usual },
+        segment_bytes => LogConfig { segment_bytes, segment_bytes_max: segment_bytes, ..usual },
     }
 }
 

@@ -111,6 +111,9 @@ use crate::log_store::{
 pub struct LogConfig {
     /// Bytes of a segment file. A change that needs more gets a longer one. At least 4 KiB.
     pub segment_bytes: u64,
+    /// Bytes up to which segments grow while they are filled by few frames: a turn costs several
+    /// fsyncs, and everybody waits. Never more than an eighth of `disk_bytes_target`.
+    pub segment_bytes_max: u64,
     /// Bytes of changes in one batch, at most, unless a single change is larger.
     pub batch_bytes_max: u64,
     /// Bytes of changes that may wait for the writer before `submit` waits too.
@@ -132,6 +135,7 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self {
             segment_bytes: 16 << 20,
+            segment_bytes_max: 64 << 20,
             batch_bytes_max: 4 << 20,
             queued_bytes_max: 32 << 20,
             recent_bytes_max: 64 << 20,
@@ -443,8 +447,10 @@ fn note_losses(shared: &Shared, report: &OpenReport) -> Receiver<Result<(), LogE
 /// Keeps sizes within what the format can say.
 fn within_limits(config: LogConfig) -> LogConfig {
     let segment_bytes = config.segment_bytes.clamp(4 << 10, 1 << 30).next_multiple_of(4096);
+    let eighth = (config.disk_bytes_target / 8).next_multiple_of(4096);
     LogConfig {
         segment_bytes,
+        segment_bytes_max: config.segment_bytes_max.min(eighth).clamp(segment_bytes, 1 << 30),
         copy_bytes_max: config.copy_bytes_max.min(segment_bytes / 8),
         batch_bytes_max: config.batch_bytes_max.min(segment_bytes),
         ..config
@@ -474,6 +480,8 @@ fn build(
         length: current.length,
         offset: recovered.tail.offset,
         sealed: recovered.tail.sealed,
+        began_at: recovered.tail.offset,
+        frames: 0,
     };
     let (seen, written) = pictures(recovered.groups, &segments, &mut uses);
     let room = Room {

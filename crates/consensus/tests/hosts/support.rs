@@ -192,6 +192,7 @@ pub(crate) struct DurableDisk {
 /// Small, so that segments are turned over and removed under a test's load.
 pub(crate) const SMALL_LOG: LogConfig = LogConfig {
     segment_bytes: 2 << 20,
+    segment_bytes_max: 2 << 20,
     batch_bytes_max: 1 << 20,
     queued_bytes_max: 8 << 20,
     recent_bytes_max: 1 << 20,

@@ -66,6 +66,7 @@ fn write(log: &impl LogStore, change: LogWrite) -> Result<(), LogError> {
 fn small() -> LogConfig {
     LogConfig {
         segment_bytes: 4096,
+        segment_bytes_max: 4096,
         idle_marker: Duration::from_secs(3600),
         ..LogConfig::default()
     }

@@ -30,6 +30,9 @@ pub(super) struct Current {
     /// Where the next frame goes.
     pub(super) offset: u64,
     pub(super) sealed: bool,
+    /// Where this process began to write, and how many frames it has written since.
+    pub(super) began_at: u64,
+    pub(super) frames: u64,
 }
 
 impl Current {
@@ -329,6 +332,7 @@ impl Writer {
         self.batch += 1;
         self.checksum = checksum;
         self.current.offset += bytes.len() as u64;
+        self.current.frames += 1;
         self.bytes_written += bytes.len() as u64;
         Ok(took)
     }

@@ -1,6 +1,7 @@
 //! Groups that never purge among groups that do.
 
 use super::*;
+use crate::fs::FileSystem as _;
 
 #[test]
 fn a_lagging_group_does_not_keep_the_log_from_shrinking() {
@@ -101,4 +102,29 @@ fn the_bytes_of_each_group_are_counted_through_every_change_and_start() {
     assert_eq!(log.group_bytes(group(999)), 0);
     drop(log);
     check(&open(&fs.after_crash(0), super::crash::config()).unwrap());
+}
+
+#[test]
+fn segments_grow_while_few_frames_fill_them_and_shrink_again() {
+    let fs = MemoryFs::new();
+    let config = LogConfig { segment_bytes_max: 1 << 20, ..small() };
+    let log = open(&fs, config).unwrap();
+    let longest = || {
+        let length = |name| fs.open(&Path::new(DIR).join(name)).unwrap().length().unwrap();
+        segments(&fs).into_iter().map(length).max().unwrap()
+    };
+    for index in 0..2_000 {
+        write(&log, append(group(1), 1, index..index + 1, 500)).unwrap();
+    }
+    // 512 frames of 500 bytes and a little more.
+    let grown = longest();
+    assert!((256 << 10..=512 << 10).contains(&grown), "{grown}");
+    write(&log, LogWrite::Purge { group: group(1), up_to: at(1, 1_999) }).unwrap();
+    for term in 2..30_000 {
+        write(&log, vote(group(1), term, 1)).unwrap();
+        if term % 100 == 0 && longest() < grown {
+            return;
+        }
+    }
+    panic!("segments of {} bytes for frames of a few", longest());
 }

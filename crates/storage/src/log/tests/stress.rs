@@ -21,6 +21,7 @@ fn live_entries_are_readable_while_everything_else_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let config = LogConfig {
         segment_bytes: 32 << 10,
+        segment_bytes_max: 32 << 10,
         recent_bytes_max: 16 << 10,
         disk_bytes_target: 128 << 10,
         copy_bytes_max: 4096,
