@@ -215,7 +215,8 @@ class Redis:
             for number, (latitude, longitude, _) in enumerate(stored[start : start + 2000], start):
                 if abs(latitude) < 85:
                     rows += [repr(float(longitude)), repr(float(latitude)), number]
-            client.execute_command("GEOADD", "points", *rows)
+            if rows:  # Whole stretches lie at the poles.
+                client.execute_command("GEOADD", "points", *rows)
 
     def client(self, _seed):
         import redis
