@@ -49,10 +49,10 @@ impl<'a, R: Records> Overlay<'a, R> {
         }
     }
 
-    /// A stored anchor that has not expired.
-    pub(super) fn visible_anchor(&self, id: AnchorId) -> Result<Option<Arc<Anchor>>, R::Error> {
+    /// A stored anchor, unless it has expired.
+    pub(super) fn visible(&self, stored: Option<Arc<Anchor>>) -> Option<Arc<Anchor>> {
         let shard_time = self.shard().shard_time;
-        Ok(self.anchor(id)?.filter(|anchor| anchor.is_visible(shard_time)))
+        stored.filter(|anchor| anchor.is_visible(shard_time))
     }
 
     pub(super) fn operation(

@@ -32,8 +32,15 @@ impl<R: Records> Overlay<'_, R> {
         if !command.epoch.routes_to(descriptor.epoch) || !descriptor.range.contains_id(id) {
             return Ok(self.stale_epoch());
         }
-        if let Some(record) = self.kept_operation(id, command.operation)? {
-            return self.repeat(id, &record, write_digest(&command.write));
+        let write_digest = || write_digest(&command.write);
+        if let Some(record) = self.operation(id, command.operation)? {
+            return Ok(self.repeat(self.anchor(id)?, &record, write_digest()));
+        }
+        // Read once: a look at the store costs more than the rest of a create.
+        let stored = self.anchor(id)?;
+        let created = stored.as_ref().filter(|old| old.created_by == Some(command.operation));
+        if let Some(record) = created.map(|old| creation_record(old)) {
+            return Ok(self.repeat(stored, &record, write_digest()));
         }
         if self.shard().retired {
             return Ok(Outcome::Rejected(Rejection::Retired));
@@ -45,9 +52,9 @@ impl<R: Records> Overlay<'_, R> {
             return Ok(Outcome::Rejected(Rejection::OperationsFull { operations }));
         }
         let effect = match &command.write {
-            Write::Create(anchor) => self.create(command.operation, anchor)?,
-            Write::Update { id, patch, if_version } => self.update(*id, patch, *if_version)?,
-            Write::Delete { id, if_version } => self.delete(*id, *if_version)?,
+            Write::Create(anchor) => self.create(stored, command.operation, anchor),
+            Write::Update { patch, if_version, .. } => self.update(stored, patch, *if_version),
+            Write::Delete { if_version, .. } => self.delete(stored, *if_version),
             Write::Tick
             | Write::Retire
             | Write::Sweep { .. }
@@ -59,9 +66,9 @@ impl<R: Records> Overlay<'_, R> {
             Ok(outcome) if is_create => Ok(outcome),
             Ok(outcome) => {
                 let time = self.shard().shard_time;
-                let write_digest = write_digest(&command.write);
+                let outcome_kept = without_anchor(&outcome);
                 let kept =
-                    OperationRecord { time, write_digest, outcome: without_anchor(&outcome) };
+                    OperationRecord { time, write_digest: write_digest(), outcome: outcome_kept };
                 self.put_operation(id, command.operation, kept);
                 Ok(outcome)
             }
@@ -83,19 +90,19 @@ impl<R: Records> Overlay<'_, R> {
         Outcome::Retired
     }
 
-    /// Answers an operation that has taken effect before.
+    /// Answers an operation that has taken effect before, with the anchor as it is now.
     fn repeat(
         &self,
-        id: AnchorId,
+        stored: Option<Arc<Anchor>>,
         record: &OperationRecord,
         write_digest: u64,
-    ) -> Result<Outcome, R::Error> {
+    ) -> Outcome {
         if record.write_digest != write_digest {
-            return Ok(Outcome::Rejected(Rejection::RequestIdReused));
+            return Outcome::Rejected(Rejection::RequestIdReused);
         }
-        Ok(match &record.outcome {
+        match &record.outcome {
             Outcome::Written { version, time, anchor: _ } => {
-                let anchor = self.visible_anchor(id)?;
+                let anchor = self.visible(stored);
                 Outcome::Written { version: *version, time: *time, anchor }
             }
             outcome @ (Outcome::Deleted { .. }
@@ -105,20 +112,7 @@ impl<R: Records> Overlay<'_, R> {
             | Outcome::SplitPrepared
             | Outcome::Split { .. }
             | Outcome::Rejected(_)) => outcome.clone(),
-        })
-    }
-
-    /// What an operation on this anchor did, if that is still known.
-    fn kept_operation(
-        &self,
-        id: AnchorId,
-        operation: OperationId,
-    ) -> Result<Option<OperationRecord>, R::Error> {
-        if let Some(record) = self.operation(id, operation)? {
-            return Ok(Some(record));
         }
-        let anchor = self.anchor(id)?.filter(|anchor| anchor.created_by == Some(operation));
-        Ok(anchor.map(|anchor| creation_record(&anchor)))
     }
 
     /// Keeps an anchor's create as a dedup entry, before the row that names it is changed. It is
@@ -132,17 +126,19 @@ impl<R: Records> Overlay<'_, R> {
         }
     }
 
-    fn create(&mut self, operation: OperationId, anchor: &Anchor) -> Result<Effect, R::Error> {
+    fn create(
+        &mut self,
+        stored: Option<Arc<Anchor>>,
+        operation: OperationId,
+        anchor: &Anchor,
+    ) -> Effect {
         let time = self.shard().shard_time;
         // An expired row counts as well: versions of one id must never go back.
-        if self.anchor(anchor.id)?.is_some() {
-            return Ok(Err(Rejection::AnchorExists));
+        if stored.is_some() {
+            return Err(Rejection::AnchorExists);
         }
-        if let Err(rejection) = check_home(anchor.id, &anchor.pose)
-            .and_then(|()| check_expiry(anchor.expire_time, time))
-        {
-            return Ok(Err(rejection));
-        }
+        check_home(anchor.id, &anchor.pose)?;
+        check_expiry(anchor.expire_time, time)?;
         let version = self.next_version();
         let anchor = Anchor {
             create_time: time,
@@ -151,31 +147,26 @@ impl<R: Records> Overlay<'_, R> {
             created_by: Some(operation),
             ..anchor.clone()
         };
-        Ok(Ok(self.write(None, anchor)))
+        Ok(self.write(None, anchor))
     }
 
     fn update(
         &mut self,
-        id: AnchorId,
+        stored: Option<Arc<Anchor>>,
         patch: &AnchorPatch,
         if_version: Option<Version>,
-    ) -> Result<Effect, R::Error> {
-        let Some(old) = self.visible_anchor(id)? else {
-            return Ok(Err(Rejection::AnchorNotFound));
-        };
-        if let Err(rejection) = check_version(&old, if_version)
-            .and_then(|()| patch.pose.as_ref().map_or(Ok(()), |pose| check_home(id, pose)))
-            .and_then(|()| check_expiry(patch.expire_time.flatten(), self.shard().shard_time))
-        {
-            return Ok(Err(rejection));
-        }
+    ) -> Effect {
+        let old = self.visible(stored).ok_or(Rejection::AnchorNotFound)?;
+        check_version(&old, if_version)?;
+        patch.pose.as_ref().map_or(Ok(()), |pose| check_home(old.id, pose))?;
+        check_expiry(patch.expire_time.flatten(), self.shard().shard_time)?;
         self.keep_creation(&old);
         let version = self.next_version();
         let mut anchor = patched(&old, patch);
         anchor.update_time = self.shard().shard_time;
         anchor.version = version;
         anchor.created_by = None;
-        Ok(Ok(self.write(Some(&old), anchor)))
+        Ok(self.write(Some(&old), anchor))
     }
 
     fn write(&mut self, old: Option<&Anchor>, anchor: Anchor) -> Outcome {
@@ -185,17 +176,13 @@ impl<R: Records> Overlay<'_, R> {
         Outcome::Written { version, time, anchor: Some(anchor) }
     }
 
-    fn delete(&mut self, id: AnchorId, if_version: Option<Version>) -> Result<Effect, R::Error> {
-        let Some(old) = self.visible_anchor(id)? else {
-            return Ok(Err(Rejection::AnchorNotFound));
-        };
-        if let Err(rejection) = check_version(&old, if_version) {
-            return Ok(Err(rejection));
-        }
+    fn delete(&mut self, stored: Option<Arc<Anchor>>, if_version: Option<Version>) -> Effect {
+        let old = self.visible(stored).ok_or(Rejection::AnchorNotFound)?;
+        check_version(&old, if_version)?;
         self.keep_creation(&old);
         let version = self.next_version();
-        self.replace_anchor(id, Some(&old), None);
-        Ok(Ok(Outcome::Deleted { version }))
+        self.replace_anchor(old.id, Some(&old), None);
+        Ok(Outcome::Deleted { version })
     }
 
     /// Erases what is due. No epoch is checked: what is not this shard's is left alone.
