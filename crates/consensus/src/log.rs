@@ -4,11 +4,13 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anchorhold_storage::{
     GroupId, HardState, LogEntry, LogError, LogPosition, LogStore, LogWrite, ReadError,
 };
+use futures::{Stream, TryStreamExt as _, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{oneshot, watch};
@@ -30,14 +32,43 @@ pub(crate) struct GroupLogStorage {
     group: GroupId,
     /// One past the last index that this node's disk holds. Apply waits for it.
     durable_end: Arc<watch::Sender<u64>>,
+    failing: Arc<Failing>,
+}
+
+/// What becomes of a node whose log fails. A log that has failed once is never written again: the
+/// process ends, and recovery decides what is on the disk.
+struct Failing {
     exit: Arc<dyn Exit>,
+    failed: AtomicBool,
+}
+
+impl Failing {
+    fn fail(&self, error: &LogError) -> io::Error {
+        match error {
+            LogError::Poisoned { .. } | LogError::Refused { .. } => {
+                self.failed.store(true, Ordering::Release);
+                self.exit.exit(&format!("the shared log cannot be written: {error}"));
+            }
+            // Never given here: the caller waits for room.
+            LogError::NoSpace => {}
+        }
+        io::Error::other(error.clone())
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("the log has failed and does not hold what is committed"));
+        }
+        Ok(())
+    }
 }
 
 impl GroupLogStorage {
     pub(crate) fn new(log: Arc<dyn LogStore>, group: GroupId, exit: Arc<dyn Exit>) -> Self {
         let last = log.group(group).and_then(|state| state.last);
         let durable_end = Arc::new(watch::Sender::new(last.map_or(0, |last| last.index + 1)));
-        Self { log, group, durable_end, exit }
+        let failing = Arc::new(Failing { exit, failed: AtomicBool::new(false) });
+        Self { log, group, durable_end, failing }
     }
 
     /// Follows the durable end of this group's log.
@@ -52,7 +83,7 @@ impl GroupLogStorage {
             self.log.submit(write.clone(), Box::new(move |result| drop(done.send(result))));
             match waiting.await {
                 Ok(Err(LogError::NoSpace)) => self.wait_for_space().await,
-                Ok(result) => return result.map_err(|error| self.fail(&error)),
+                Ok(result) => return result.map_err(|error| self.failing.fail(&error)),
                 Err(_) => return Err(io::Error::other("the log's writer has stopped")),
             }
         }
@@ -68,10 +99,6 @@ impl GroupLogStorage {
     /// Whether the log took an append. It shows in the log from the moment it is accepted.
     fn holds(&self, last: LogPosition) -> bool {
         self.log.group(self.group).and_then(|state| state.last) == Some(last)
-    }
-
-    fn fail(&self, error: &LogError) -> io::Error {
-        fail(&self.exit, error)
     }
 
     fn read_all(&self, mut start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -100,21 +127,23 @@ impl GroupLogStorage {
     }
 }
 
-fn into_entry(entry: LogEntry) -> Result<Entry, io::Error> {
-    wire::entry_from_content(entry.position, entry.content).map_err(io::Error::other)
+/// Indexes that a range names; without an end, those before `log_end`.
+fn bounds(range: &impl RangeBounds<u64>, log_end: u64) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => log_end,
+    };
+    (start, end)
 }
 
-/// A log that has failed once is never written again: the process ends, and recovery decides what
-/// is on the disk.
-fn fail(exit: &Arc<dyn Exit>, error: &LogError) -> io::Error {
-    match error {
-        LogError::Poisoned { .. } | LogError::Refused { .. } => {
-            exit.exit(&format!("the shared log cannot be written: {error}"))
-        }
-        // Never given here: the caller waits for room.
-        LogError::NoSpace => {}
-    }
-    io::Error::other(error.clone())
+fn into_entry(entry: LogEntry) -> Result<Entry, io::Error> {
+    wire::entry_from_content(entry.position, entry.content).map_err(io::Error::other)
 }
 
 impl RaftLogReader<TypeConfig> for GroupLogStorage {
@@ -122,19 +151,39 @@ impl RaftLogReader<TypeConfig> for GroupLogStorage {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start + 1,
-            Bound::Unbounded => 0,
-        };
         let last = self.log.group(self.group).and_then(|state| state.last);
         let log_end = last.map_or(0, |last| last.index + 1);
-        let end = match range.end_bound() {
-            Bound::Included(end) => end + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => log_end,
-        };
+        let (start, end) = bounds(&range, log_end);
         self.read_all(start, end.min(log_end))
+    }
+
+    /// What is to be applied, a few megabytes at a time. What a failed log did not take is an error
+    /// here: openraft would take a range that ends early for applied as a whole. (Other gaps are the
+    /// state machine's to find.)
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let last = self.log.group(self.group).and_then(|state| state.last);
+        let (start, end) = bounds(&range, last.map_or(0, |last| last.index + 1));
+        let reader = self.clone();
+        let chunks = stream::unfold(start, move |at| {
+            let read = (at < end).then(|| reader.read_some(at, end));
+            let chunk = read.and_then(|read| match read {
+                Ok(entries) => match entries.last().map(|last| last.log_id.index + 1) {
+                    Some(next) => Some((Ok(entries), next)),
+                    None => reader.failing.check().err().map(|error| (Err(error), end)),
+                },
+                // Nothing comes after an error.
+                Err(error) => Some((Err(error), end)),
+            });
+            std::future::ready(chunk)
+        });
+        let entries = |chunk: Vec<Entry>| stream::iter(chunk.into_iter().map(Ok));
+        Box::pin(chunks.map_ok(entries).try_flatten())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -202,7 +251,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStorage {
         let mut callback = callback;
         loop {
             let (refused, no_space) = oneshot::channel();
-            let (durable_end, exit) = (self.durable_end.clone(), self.exit.clone());
+            let (durable_end, failing) = (self.durable_end.clone(), self.failing.clone());
             let entries = entries.clone();
             self.log.submit(
                 LogWrite::Append { group: self.group, entries },
@@ -212,7 +261,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStorage {
                         callback.io_completed(Ok(()));
                     }
                     Err(LogError::NoSpace) => drop(refused.send(callback)),
-                    Err(error) => callback.io_completed(Err(fail(&exit, &error))),
+                    Err(error) => callback.io_completed(Err(failing.fail(&error))),
                 }),
             );
             if self.holds(last) {
@@ -254,8 +303,9 @@ impl RaftLogStorage<TypeConfig> for GroupLogStorage {
 mod tests {
     use std::path::Path;
 
-    use anchorhold_storage::fs::MemoryFs;
+    use anchorhold_storage::fs::{Fault, MemoryFs};
     use anchorhold_storage::{LogConfig, SegmentedLog};
+    use futures::StreamExt as _;
 
     use super::*;
     use crate::types::{EntryPayload, Payload};
@@ -278,6 +328,34 @@ mod tests {
         let mut durable = log.durable();
         log.append([entry(index)], IOFlushed::noop()).await.unwrap();
         durable.wait_for(|end| index < *end).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_log_did_not_take_is_an_error_and_no_end() {
+        struct Goes;
+        impl Exit for Goes {
+            fn exit(&self, _reason: &str) {}
+        }
+        let fs = MemoryFs::new();
+        let opened =
+            SegmentedLog::open(Arc::new(fs.clone()), Path::new("/log"), LogConfig::default());
+        let group = GroupId { shard: 1, incarnation: 1 };
+        let mut log = GroupLogStorage::new(Arc::new(opened.unwrap()), group, Arc::new(Goes));
+        for index in 0..10 {
+            append(&mut log, index).await;
+        }
+        let read = async |log: &GroupLogStorage, range: std::ops::Range<u64>| {
+            let entries: Vec<_> = log.clone().entries_stream(range).await.collect().await;
+            let indexes = entries.iter().map(|entry| entry.as_ref().ok().map(|e| e.log_id.index));
+            indexes.collect::<Vec<_>>()
+        };
+        assert_eq!(read(&log, 8..12).await, [Some(8), Some(9)], "10 and 11 are nobody's yet");
+        fs.fail_at(fs.calls(), Fault::Io);
+        assert!(log.save_vote(&Vote::new(2, 1)).await.is_err());
+        log.append([entry(10)], IOFlushed::noop()).await.unwrap();
+        assert_eq!(read(&log, 8..11).await, [Some(8), Some(9), None], "10 was not taken");
+        assert_eq!(read(&log, 10..11).await, [None]);
+        assert_eq!(read(&log, 8..10).await, [Some(8), Some(9)]);
     }
 
     #[tokio::test]
