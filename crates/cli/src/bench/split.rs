@@ -1,11 +1,11 @@
 //! `anchorhold bench split`: splits the largest shard under a write load, and says for how long the
-//! keys of each side took no write.
+//! keys of each side took no write. The scheduler rests meanwhile.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anchorhold_client::{AdminClient, Client, admin_v1, v1};
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -70,8 +70,34 @@ pub(crate) async fn run(
     anchors: u64,
 ) -> anyhow::Result<()> {
     let admin = context.admin()?;
-    let held = fill(&client, &admin, anchors, seed).await?;
-    let shard = largest(&admin).await?;
+    let known = admin.get_scheduler(admin_v1::GetSchedulerRequest {}).await?;
+    let known = known.scheduler.unwrap_or_default();
+    let set = async |paused| {
+        let scheduler = Some(admin_v1::Scheduler { paused, ..known });
+        admin.update_scheduler(admin_v1::UpdateSchedulerRequest { scheduler }).await
+    };
+    // A shard of that size is about to be split anyway: not while it is measured.
+    set(true).await?;
+    let measured = tokio::select! {
+        measured = measure(context, &admin, client, load, seed, anchors) => measured,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+    };
+    set(known.paused)
+        .await
+        .context("the scheduler stays paused: `anchorhold scheduler resume` lets it go on")?;
+    measured
+}
+
+async fn measure(
+    context: &Context,
+    admin: &AdminClient,
+    client: Client,
+    load: Load,
+    seed: u64,
+    anchors: u64,
+) -> anyhow::Result<()> {
+    let held = fill(&client, admin, anchors, seed).await?;
+    let shard = largest(admin).await?;
     let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
     let noted = Arc::clone(&answers);
     let writes = load::run(load, async {}, move |_, number| {
