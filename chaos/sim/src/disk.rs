@@ -95,7 +95,7 @@ impl SimStores {
 }
 
 impl OpenStores for SimStores {
-    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
+    fn open(&self, data_dir: &Path, _free_bytes: u64) -> Result<Stores, NodeError> {
         let disk = &self.world.sites[self.node].disk;
         let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
             .map_err(|error| NodeError::Store { store: "snapshots", reason: error.to_string() })?;

@@ -286,7 +286,7 @@ struct BreakableStores {
 }
 
 impl OpenStores for BreakableStores {
-    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
+    fn open(&self, data_dir: &Path, _free_bytes: u64) -> Result<Stores, NodeError> {
         let fs = FaultyFs::new(Arc::new(RealFs), Arc::clone(&self.disk));
         let stores = open_stores(Arc::new(fs), self.log, data_dir)?;
         let state = FaultyState::new(stores.state, Arc::clone(&self.disk));

@@ -66,7 +66,7 @@ impl Disk {
     }
 
     /// Bytes that this node may still write.
-    fn free(&self) -> u64 {
+    pub fn free(&self) -> u64 {
         // A disk that does not even say how full it is, is as good as full.
         let free = self.fs.space(&self.dir).unwrap_or(0);
         match self.config.bytes_max {

@@ -63,11 +63,12 @@ pub struct NodeSeams {
 
 /// Opens the stores of a node.
 pub trait OpenStores: Send + Sync + 'static {
-    /// Opens the stores below a data directory.
+    /// Opens the stores below a data directory in which so many bytes may still be written: what
+    /// they set aside ahead stays small beside that.
     ///
     /// # Errors
     /// [`NodeError::Store`] if one of them cannot be used.
-    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError>;
+    fn open(&self, data_dir: &Path, free_bytes: u64) -> Result<Stores, NodeError>;
 
     /// The file system that data directories lie on.
     fn file_system(&self) -> Arc<dyn FileSystem>;
@@ -366,7 +367,8 @@ async fn open_stores(
 ) -> Result<(Arc<Disk>, Stores), NodeError> {
     let disk = Disk::new(Arc::clone(&seams.open), &config.data_dir, config.disk.clone());
     disk.prepare().await;
-    Ok((Arc::new(disk), seams.open.open(&config.data_dir)?))
+    let stores = seams.open.open(&config.data_dir, disk.free())?;
+    Ok((Arc::new(disk), stores))
 }
 
 fn registration(config: &NodeConfig, addresses: &Addresses) -> NodeRegistration {

@@ -108,6 +108,10 @@ impl Exit for ProcessExit {
 /// Exit code of a process that ended itself because going on would break a promise.
 pub const EXIT_CODE_BROKEN_PROMISE: i32 = 70;
 
+/// What a node may still write holds at least so many of its log's longer segments: two of them are
+/// set aside at any time.
+const SEGMENTS_IN_FREE_MIN: u64 = 64;
+
 /// Stores on the machine's disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStores;
@@ -145,8 +149,10 @@ pub(crate) fn open_stores(
 }
 
 impl OpenStores for DiskStores {
-    fn open(&self, data_dir: &Path) -> Result<Stores, NodeError> {
-        open_stores(Arc::new(RealFs), LogConfig::default(), data_dir)
+    fn open(&self, data_dir: &Path, free_bytes: u64) -> Result<Stores, NodeError> {
+        let log = LogConfig::default();
+        let segment_bytes_max = log.segment_bytes_max.min(free_bytes / SEGMENTS_IN_FREE_MIN);
+        open_stores(Arc::new(RealFs), LogConfig { segment_bytes_max, ..log }, data_dir)
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {
