@@ -1,4 +1,5 @@
-//! openraft's own storage suite, on the stores in memory and on the ones on disk.
+//! openraft's own storage suite, on the stores in memory and on the ones on disk, and what it does
+//! not ask of a state machine.
 
 use std::sync::Arc;
 
@@ -11,7 +12,9 @@ use anchorhold_storage::{
     StateStore,
 };
 use arc_swap::ArcSwap;
+use futures::stream;
 use openraft::StorageError;
+use openraft::storage::RaftStateMachine as _;
 use openraft::testing::log::{StoreBuilder, Suite};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -21,7 +24,7 @@ use crate::log::GroupLogStorage;
 use crate::machine::{Applied, Header, Machine, MachineShared};
 use crate::replica::Replica;
 use crate::seams::{BoxFuture, Exit, Offload};
-use crate::types::TypeConfig;
+use crate::types::{Entry, EntryPayload, TypeConfig, log_id};
 
 struct Silent;
 
@@ -51,6 +54,8 @@ impl Offload for Silent {
 /// Makes empty stores, in memory or on disk.
 struct Builder {
     on_disk: bool,
+    /// How far apply believes the log to be on disk.
+    durable_end: u64,
 }
 
 impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for Builder {
@@ -90,19 +95,38 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             hooks: crate::hooks::Hooks::default(),
         });
         let log = GroupLogStorage::new(log, group, Arc::new(Silent));
-        // The suite applies entries that it never appended: here apply must not wait for the log.
-        let durable = watch::Sender::new(u64::MAX).subscribe();
+        let durable = watch::Sender::new(self.durable_end).subscribe();
         let machine = Machine::new(shared, Arc::new(Silent), durable, Box::new(|| {}));
         Ok((dir, log, machine))
     }
 }
 
+/// The suite applies entries that it never appended: here apply must not wait for the log.
+const OPEN: u64 = u64::MAX;
+
+#[tokio::test]
+async fn an_entry_that_does_not_follow_the_last_one_is_refused() {
+    let builder = Builder { on_disk: false, durable_end: 100 };
+    let (_dir, _log, mut machine) = builder.build().await.unwrap();
+    let mut apply = async |index| {
+        let entry = Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
+        machine.apply(stream::iter([Ok((entry, None))])).await
+    };
+    apply(7).await.unwrap();
+    apply(8).await.unwrap();
+    for wrong in [8, 10, 7] {
+        let error = apply(wrong).await.unwrap_err().to_string();
+        assert!(error.contains("after entry 8"), "{error}");
+    }
+    apply(9).await.unwrap();
+}
+
 #[tokio::test]
 async fn openrafts_suite_passes_in_memory() {
-    Suite::test_all(Builder { on_disk: false }).await.unwrap();
+    Suite::test_all(Builder { on_disk: false, durable_end: OPEN }).await.unwrap();
 }
 
 #[tokio::test]
 async fn openrafts_suite_passes_on_disk() {
-    Suite::test_all(Builder { on_disk: true }).await.unwrap();
+    Suite::test_all(Builder { on_disk: true, durable_end: OPEN }).await.unwrap();
 }

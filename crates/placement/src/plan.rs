@@ -122,15 +122,20 @@ fn serve(survey: &Survey<'_>, entry: &ShardEntry, need: Need) -> Result<Operator
 /// that stays away must not let its shards grow without an end. What only waits its turn comes
 /// first.
 fn split_instead(survey: &Survey<'_>, entry: &ShardEntry, why: WhyNot) -> Option<Operator> {
-    let waits = match why {
-        WhyNot::NoRoom | WhyNot::NoRoomInRegion | WhyNot::ResidencyForbids => false,
-        WhyNot::NoLeaderTarget | WhyNot::BelowTimer(_) => false,
-        WhyNot::LimitReached(_) | WhyNot::CatchingUp(_) | WhyNot::OperatorInFlight => true,
-        WhyNot::ClassUnknown(_) | WhyNot::QuorumLost | WhyNot::NoLeader => true,
-        WhyNot::Hysteresis | WhyNot::Settling => true,
-    };
-    if waits {
-        return None;
+    match why {
+        WhyNot::NoRoom
+        | WhyNot::NoRoomInRegion
+        | WhyNot::ResidencyForbids
+        | WhyNot::NoLeaderTarget => {}
+        WhyNot::LimitReached(_)
+        | WhyNot::BelowTimer(_)
+        | WhyNot::CatchingUp(_)
+        | WhyNot::OperatorInFlight
+        | WhyNot::Hysteresis
+        | WhyNot::Settling
+        | WhyNot::ClassUnknown(_)
+        | WhyNot::QuorumLost
+        | WhyNot::NoLeader => return None,
     }
     let shard = Shard::new(survey, entry)?;
     let operator = shard.serve(shard.split_need()?).ok()?;
