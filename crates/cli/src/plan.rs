@@ -91,6 +91,8 @@ enum EventName {
     ReturnZone,
     /// Some nodes of a zone stop
     FailRack,
+    /// The logs of some nodes of a zone lose votes
+    DamageLogs,
     /// Empty nodes join every zone
     AddNodes,
     /// Some nodes of a zone are to leave
@@ -212,6 +214,7 @@ fn event(name: EventName, args: &SimulateArgs) -> Event {
         EventName::KillZone => Event::KillZone(0, 0),
         EventName::ReturnZone => Event::ReturnZone(0, 0),
         EventName::FailRack => Event::FailRack(0, 0, some),
+        EventName::DamageLogs => Event::DamageLogs(0, 0, some),
         EventName::AddNodes => Event::AddNodes(count),
         EventName::Decommission => Event::Decommission(0, 0, some),
     }

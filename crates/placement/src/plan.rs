@@ -3,7 +3,7 @@
 //! Input is a [`ClusterView`], output a [`Plan`]: operators, and for each shard that could use a
 //! change and gets none the reason why not. Equal input, equal output, in equal order.
 //!
-//! Needs are served in the order of [`Reason`], within one by fewest live voters, then by shard id.
+//! Needs are served in the order of their urgency, within one by fewest live voters, then by shard id.
 //! Invariants: at most one operator per shard, none for a shard that has one in flight; limits hold
 //! with what is in flight counted; each operator but a split or a merge makes the
 //! [`Potential`](crate::Potential) smaller, so plans carried out one after the other come to an end.
@@ -193,20 +193,21 @@ fn rank(reason: Reason) -> u8 {
         Reason::Residency(_) => 0,
         Reason::UnfinishedJoint => 1,
         Reason::DeadReplica(_) => 2,
-        Reason::LeaderOnBadNode(_) => 3,
-        Reason::Decommission(_) => 4,
-        Reason::MisplacedVoter(_) => 5,
-        Reason::MissingVoter => 6,
-        Reason::ExtraLearner(_) => 7,
-        Reason::ExtraVoter(_) => 8,
-        Reason::MissingLearner => 9,
-        Reason::Diversity(_) => 10,
-        Reason::SplitSize => 11,
-        Reason::SplitLoad => 12,
-        Reason::LeaderRegion => 13,
-        Reason::ReplicaBalance(_) => 14,
-        Reason::LeaderBalance(_) => 15,
-        Reason::Merge => 16,
+        Reason::LostReplica(_) => 3,
+        Reason::LeaderOnBadNode(_) => 4,
+        Reason::Decommission(_) => 5,
+        Reason::MisplacedVoter(_) => 6,
+        Reason::MissingVoter => 7,
+        Reason::ExtraLearner(_) => 8,
+        Reason::ExtraVoter(_) => 9,
+        Reason::MissingLearner => 10,
+        Reason::Diversity(_) => 11,
+        Reason::SplitSize => 12,
+        Reason::SplitLoad => 13,
+        Reason::LeaderRegion => 14,
+        Reason::ReplicaBalance(_) => 15,
+        Reason::LeaderBalance(_) => 16,
+        Reason::Merge => 17,
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Potential {
     pub outside: u64,
     /// Unfinished joint changes.
     pub unfinished: u64,
-    /// Replicas that lack: on dead or leaving nodes, misplaced, or not there at all.
+    /// Replicas that lack: lost, on dead or leaving nodes, misplaced, or not there at all.
     pub lacking: u64,
     /// Replicas that nobody wants.
     pub extra: u64,
@@ -82,6 +82,7 @@ fn reached(
         .filter_map(|(node_id, role)| {
             let same = entry.status.replicas.iter().find(|replica| replica.node_id == *node_id);
             let mut replica = *same.or(known)?;
+            replica.is_lost &= same.is_some();
             (replica.node_id, replica.role) = (*node_id, *role);
             Some(replica)
         })
@@ -101,7 +102,7 @@ impl Potential {
             let site = &survey.sites[*slot as usize];
             let outside = |regions: &[u16]| !regions.contains(&site.region);
             self.outside += u64::from(want.residency.as_deref().is_some_and(outside));
-            let is_lost = site.is_dead || site.is_leaving;
+            let is_lost = site.is_dead || replica.is_lost || site.is_leaving;
             let is_good = match replica.role {
                 ReplicaRole::Voter => {
                     let is_placed = !want.voter_regions.as_deref().is_some_and(outside);

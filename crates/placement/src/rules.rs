@@ -19,9 +19,11 @@ impl Shard<'_> {
             Reason::LeaderRegion => self.return_leader(need),
             Reason::MissingVoter => self.add_voters(need),
             Reason::MissingLearner => self.add_learner(need),
-            Reason::ExtraVoter(node_id) | Reason::ExtraLearner(node_id) => {
-                self.remove(node_id, need)
-            }
+            // A lost voter counts against a quorum and never for one: without it the others need
+            // no more votes than before. Its place, on the same node too, is free then.
+            Reason::LostReplica(node_id)
+            | Reason::ExtraVoter(node_id)
+            | Reason::ExtraLearner(node_id) => self.remove(node_id, need),
             Reason::Diversity(node_id) => self.spread(node_id, need),
             Reason::SplitSize | Reason::SplitLoad => self.cut(need),
             // These compare shards with one another: `balance` and `merge` decide them.

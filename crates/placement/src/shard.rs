@@ -36,6 +36,7 @@ struct Count {
     slots: [u32; VOTERS_MAX],
     outside: Option<NodeId>,
     dead: Option<NodeId>,
+    lost: Option<NodeId>,
     leaving: Option<NodeId>,
     misplaced: Option<NodeId>,
     stray: Option<NodeId>,
@@ -65,6 +66,8 @@ impl<'a> Shard<'a> {
             }
             if site.is_dead {
                 lowest(&mut count.dead, node_id);
+            } else if replica.is_lost {
+                lowest(&mut count.lost, node_id);
             } else if site.is_leaving {
                 lowest(&mut count.leaving, node_id);
             } else if site.is_silent {
@@ -125,6 +128,9 @@ impl<'a> Shard<'a> {
         }
         if let Some(node_id) = count.dead {
             return Some(Reason::DeadReplica(node_id));
+        }
+        if let Some(node_id) = count.lost {
+            return Some(Reason::LostReplica(node_id));
         }
         if let Some(node_id) = count.leader_shed {
             return Some(Reason::LeaderOnBadNode(node_id));

@@ -149,6 +149,19 @@ impl Simulation {
         self.elect();
     }
 
+    /// Nodes go on, and all their replicas may have forgotten votes.
+    pub fn damage_logs(&mut self, nodes: &BTreeSet<NodeId>) {
+        let statuses: Vec<ShardStatus> = self.view.shards().cloned().collect();
+        for mut status in statuses {
+            for replica in &mut status.replicas {
+                replica.is_lost |= nodes.contains(&replica.node_id);
+            }
+            self.view.set_shard(status);
+        }
+        self.mark_replicas(nodes, false);
+        self.elect();
+    }
+
     /// An operator wishes something of a node.
     pub fn wish(&mut self, node_id: NodeId, wish: Wish) {
         if let Some(presence) = self.lives.get_mut(&node_id) {
@@ -187,7 +200,7 @@ impl Simulation {
         for mut status in touched {
             for replica in &mut status.replicas {
                 if nodes.contains(&replica.node_id) {
-                    replica.is_live = is_live;
+                    replica.is_live = is_live && !replica.is_lost;
                 }
             }
             if status.leader.is_some_and(|leader| nodes.contains(&leader)) && !is_live {

@@ -230,7 +230,8 @@ fn read_replica(shard: &mut ShardStatus, word: &str) {
         replica_id: ReplicaId::new(1, shard.replicas.len() as u64 + 1),
         node_id,
         role: if is_learner { ReplicaRole::Learner } else { ReplicaRole::Voter },
-        is_live: true,
+        is_live: !word.ends_with('!'),
+        is_lost: word.ends_with('!'),
         lag_entries: 0,
     });
 }

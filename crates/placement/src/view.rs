@@ -60,6 +60,9 @@ pub struct ReplicaStatus {
     pub role: ReplicaRole,
     /// Whether it answers the leader.
     pub is_live: bool,
+    /// Whether its node has lost what it must know: it never takes part again under this id, and
+    /// is not live.
+    pub is_lost: bool,
     /// Entries that it lacks.
     pub lag_entries: u64,
 }

@@ -239,6 +239,7 @@ fn report_replica(replica: &Replica, load: u64) -> ReplicaReport {
         leads: status.role == Role::Leader,
         votes: matches!(status.role, Role::Leader | Role::Follower | Role::Candidate),
         stopped: status.role == Role::Stopped || status.is_lost,
+        lost: status.is_lost,
         is_joint: status.is_joint,
         load,
         problem: status.fence.map(|fence| fence.to_string()),

@@ -270,7 +270,7 @@ fn describe(report: &NodeReport, trouble: Trouble) -> String {
 const PROBLEMS_MAX: usize = 32;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use anchorhold_model::catalog::CatalogChange;
     use anchorhold_model::{Key, Timestamp};
 
@@ -285,6 +285,7 @@ mod tests {
             leads,
             votes: true,
             stopped: false,
+            lost: false,
             is_joint: false,
             load: 0,
             problem: None,
@@ -301,7 +302,7 @@ mod tests {
     }
 
     /// Three nodes in three zones, one shard; `up` answer, the first of them leads.
-    fn survey(up: &[u64]) -> Survey {
+    pub(crate) fn survey(up: &[u64]) -> Survey {
         let mut catalog = CatalogState::default();
         let nodes = [1, 2, 3].map(NodeId);
         for node in nodes {

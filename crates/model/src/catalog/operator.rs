@@ -43,7 +43,8 @@ pub enum Step {
     MergeInto(ShardId),
 }
 
-/// Why an operator was planned, in order of urgency: a plan serves earlier ones first.
+/// Why an operator was planned. How urgent each is, the planner says; stored operators name it by
+/// its place here, so new ones come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Reason {
     /// A replica lies outside the class's residency set.
@@ -80,6 +81,8 @@ pub enum Reason {
     LeaderBalance(NodeId),
     /// Two small neighbours.
     Merge,
+    /// A replica's node lives, but what the replica must know is lost.
+    LostReplica(NodeId),
 }
 
 /// A change of one shard.
@@ -248,6 +251,7 @@ impl Reason {
             Self::ReplicaBalance(_) => "replica_balance",
             Self::LeaderBalance(_) => "leader_balance",
             Self::Merge => "merge",
+            Self::LostReplica(_) => "lost_replica",
         }
     }
 }
@@ -291,6 +295,7 @@ impl fmt::Display for Reason {
             Self::ReplicaBalance(node_id) => write!(f, "{node_id} holds more than others"),
             Self::LeaderBalance(node_id) => write!(f, "{node_id} leads more than others"),
             Self::Merge => write!(f, "small neighbours"),
+            Self::LostReplica(node_id) => write!(f, "the replica on {node_id} is lost"),
         }
     }
 }

@@ -97,6 +97,45 @@ fn a_dead_zone_is_rebuilt_in_the_others() {
 }
 
 #[test]
+fn a_lost_replica_goes_first_and_its_node_may_get_the_next_one() {
+    check(
+        "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north",
+        "s1 c1 n1* n2 n3!\ns2 c1 n1 n2* n3",
+        expect![[r#"
+            s1@1.1.1 voters -n3, remove n3: the replica on n3 is lost
+            s2 not: n2 leads more than others: hysteresis
+        "#]],
+    );
+    check(
+        "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north",
+        "s1 c1 n1* n2\ns2 c1 n1 n2* n3",
+        expect![[r#"
+            s1@1.1.1 add n3, wait n3, voters +n3: too few voters
+            s2 not: n1 holds more than others: hysteresis
+            s2 not: n2 leads more than others: hysteresis
+        "#]],
+    );
+}
+
+#[test]
+fn a_lost_replica_stays_if_the_others_are_no_quorum_without_it() {
+    check(
+        "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north",
+        "n2 suspect\ns1 c1 n1* n2 n3!",
+        expect![[r#"
+            s1 not: the replica on n3 is lost: quorum lost
+        "#]],
+    );
+}
+
+#[test]
+fn a_lost_learner_is_built_again() {
+    check(TWO_REGIONS, "s1 c2 n1* n2 n3 l4! l5", expect![[r#"
+        s1@1.1.1 remove n4: the replica on n4 is lost
+    "#]]);
+}
+
+#[test]
 fn a_learner_of_a_broken_off_repair_is_used() {
     check(
         SIX,

@@ -250,6 +250,7 @@ fn add_learner(status: &mut ShardStatus, node_id: NodeId) {
         node_id,
         role: ReplicaRole::Learner,
         is_live: true,
+        is_lost: false,
         lag_entries: u64::MAX,
     });
     status.epoch.conf_version += 1;

@@ -201,6 +201,7 @@ fn shard(number: u64, count: u64, region: u64, nodes: &[NodeId], bytes: u64) -> 
         node_id: *node_id,
         role: ReplicaRole::Voter,
         is_live: true,
+        is_lost: false,
         lag_entries: 0,
     });
     ShardStatus {

@@ -19,6 +19,8 @@ pub enum Event {
     ReturnZone(u64, u64),
     /// The first nodes of a zone stop: (region, zone, nodes).
     FailRack(u64, u64, usize),
+    /// The logs of a zone's first nodes lose votes, the nodes live: (region, zone, nodes).
+    DamageLogs(u64, u64, usize),
     /// Empty nodes join each zone: nodes per zone.
     AddNodes(u64),
     /// The first nodes of a zone are to leave: (region, zone, nodes).
@@ -131,6 +133,12 @@ impl Simulation {
             Event::KillZone(region, zone) => self.lose(self.nodes_of_zone(region, zone)),
             Event::FailRack(region, zone, nodes) => {
                 self.lose(self.nodes_of_zone(region, zone).into_iter().take(nodes).collect())
+            }
+            Event::DamageLogs(region, zone, nodes) => {
+                let nodes: BTreeSet<NodeId> =
+                    self.nodes_of_zone(region, zone).into_iter().take(nodes).collect();
+                self.damage_logs(&nodes);
+                self.bytes_on(&nodes)
             }
             Event::ReturnZone(region, zone) => {
                 let running = self.running_nodes();

@@ -33,6 +33,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::KillZone(0, 0)),
         Just(Event::FailRack(0, 1, 1)),
+        Just(Event::DamageLogs(0, 0, 1)),
         (1_u64..3).prop_map(Event::AddNodes),
         Just(Event::Decommission(0, 2, 1)),
     ]
@@ -225,6 +226,24 @@ proptest! {
 }
 
 /// The figures that the simulator is for, on a small cluster.
+#[test]
+fn replicas_that_lost_their_votes_are_built_again_where_there_is_no_other_node() {
+    let layout = Layout {
+        regions: 1,
+        zones: 3,
+        nodes: 3,
+        shards: 20,
+        shard_bytes: 32 << 20,
+        capacity_permille: 3_000,
+        bandwidth: 100 << 20,
+        seed: 3,
+    };
+    let mut simulation = build(&layout);
+    run(&mut simulation, Event::Settle);
+    let response = run(&mut simulation, Event::DamageLogs(0, 1, 1));
+    assert_eq!((response.degraded_first, response.degraded_last), (20, 0));
+}
+
 #[test]
 fn little_more_than_the_needed_bytes_is_moved() {
     let layout = Layout {

@@ -22,6 +22,8 @@ pub struct PlacementSettings {
     pub zone_down_ms: u64,
     /// How long a node that is back is heard and caught up before it gets anything.
     pub steady_ms: u64,
+    /// A replica that its node does not have, though the node answers, is replaced after this long.
+    pub absent_ms: u64,
     /// How long a shard that was moved is not moved for balance.
     pub settle_ms: u64,
     /// How long a shard whose leader changed keeps it, as far as balance is concerned.
@@ -64,6 +66,7 @@ impl Default for PlacementSettings {
             down_ms: life.down_ms,
             zone_down_ms: life.zone_down_ms,
             steady_ms: life.steady_ms,
+            absent_ms: 60_000,
             settle_ms: plan.settle_ms,
             leader_settle_ms: plan.leader_settle_ms,
             operator_ms_max: 600_000,

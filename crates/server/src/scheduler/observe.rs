@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::Clock;
 use anchorhold_model::catalog::{NodeRecord, NodeState};
-use anchorhold_model::{Epoch, NodeId, ReplicaId, ShardId, Timestamp};
+use anchorhold_model::{Epoch, NodeId, Replica, ReplicaId, ShardId, Timestamp};
 use anchorhold_placement::lifecycle::{
     LifecycleConfig, NodeLife, Observation, is_zone_event, step,
 };
@@ -19,6 +19,30 @@ use crate::survey::{ShardSurvey, Survey};
 const LAG_ENTRIES_MAX: u64 = 128;
 
 impl ShardPast {
+    /// Whether a replica's node has answered for so long without the replica.
+    pub(super) fn is_absent(&self, replica_id: ReplicaId, absent_ms: u64) -> bool {
+        let absent = self.absent.filter(|absent| absent.replica_id == replica_id);
+        absent.is_some_and(|absent| absent_ms <= absent.for_ms)
+    }
+
+    /// Notes which replica its node does not have, the first of several.
+    fn note_absent(&mut self, survey: &Survey, shard: &ShardSurvey<'_>, now: Timestamp) {
+        let is_absent = |replica: &&Replica| {
+            survey.is_up(replica.node_id)
+                && shard
+                    .replicas
+                    .get(&replica.node_id)
+                    .is_none_or(|found| found.replica != replica.replica_id)
+        };
+        let found = shard.descriptor.replicas.iter().find(is_absent);
+        self.absent = found.map(|replica| {
+            let known = self.absent.filter(|absent| absent.replica_id == replica.replica_id);
+            let since = known.map_or(now, |absent| absent.since);
+            let for_ms = now.0.saturating_sub(since.0);
+            Absent { replica_id: replica.replica_id, since, for_ms }
+        });
+    }
+
     /// A node leads it and is asked so often per second.
     fn lead(&mut self, node_id: NodeId, load: u64, now: Timestamp) {
         let load_milli = load.saturating_mul(1_000);
@@ -60,6 +84,19 @@ pub struct ShardPast {
     /// How often it is asked, in thousandths of a request per second: over about ten looks, so that
     /// neither chance nor a leader that begins to count moves anything.
     pub load_milli: u64,
+    /// A replica that its node, which answers, does not have.
+    pub absent: Option<Absent>,
+}
+
+/// A replica that is not where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// The replica.
+    pub replica_id: ReplicaId,
+    /// Since when.
+    pub since: Timestamp,
+    /// For how long, at the last look.
+    pub for_ms: u64,
 }
 
 impl Observer {
@@ -186,6 +223,7 @@ impl Observer {
             if is_changed || (is_child && !is_first) {
                 now_seen.change_time = now;
             }
+            now_seen.note_absent(survey, &shard, now);
             if let Some((node_id, leader)) = shard.leader {
                 now_seen.lead(node_id, leader.load, now);
             }
@@ -216,4 +254,39 @@ pub(super) fn lag_entries(
 ) -> u64 {
     let matched = matched.iter().find(|(id, _)| *id == replica_id).and_then(|(_, at)| *at);
     matched.map_or(u64::MAX, |matched| last.unwrap_or(0).saturating_sub(matched))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::tests::survey;
+
+    #[test]
+    fn a_replica_that_its_node_answers_without_is_absent_after_its_time() {
+        let mut found = survey(&[1, 2, 3]);
+        let report = found.reports.get_mut(&NodeId(3)).unwrap();
+        let held = report.replicas.pop().unwrap();
+        let missing = held.replica;
+        let mut past = ShardPast::default();
+        let mut look = |found: &Survey, now: u64| {
+            past.note_absent(found, &found.shards()[0], Timestamp(now));
+            past
+        };
+        assert!(!look(&found, 1_000).is_absent(missing, 500));
+        assert!(!look(&found, 1_400).is_absent(missing, 500));
+        let past = look(&found, 1_500);
+        assert!(past.is_absent(missing, 500) && !past.is_absent(ReplicaId(1), 500));
+        // A node that is silent says nothing of its replicas.
+        let silent = found.reports.remove(&NodeId(3)).unwrap();
+        assert!(!look(&found, 9_000).is_absent(missing, 500));
+        found.reports.insert(NodeId(3), silent);
+        assert!(!look(&found, 9_100).is_absent(missing, 500));
+        // Another replica under the same node is not the one that the shard knows.
+        let mut other = held.clone();
+        other.replica = ReplicaId(99);
+        found.reports.get_mut(&NodeId(3)).unwrap().replicas.push(other);
+        assert!(look(&found, 9_600).is_absent(missing, 500));
+        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![held];
+        assert!(!look(&found, 9_700).is_absent(missing, 0));
+    }
 }

@@ -34,7 +34,7 @@ pub fn cluster_view(
     }
     for shard in survey.shards() {
         let seen = seen.get(&shard.descriptor.shard_id).copied().unwrap_or_default();
-        view.set_shard(shard_status(&shard, seen));
+        view.set_shard(shard_status(&shard, seen, settings.absent_ms));
     }
     for record in catalog.operators.values() {
         view.start(record.operator.clone());
@@ -71,7 +71,7 @@ fn node_status(
     }
 }
 
-fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast) -> ShardStatus {
+fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast, absent_ms: u64) -> ShardStatus {
     let descriptor = &shard.descriptor;
     let leader = shard.leader;
     // A replica that is behind may not have applied the last split yet.
@@ -90,7 +90,11 @@ fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast) -> ShardStatus {
             replica_id: replica.replica_id,
             node_id: replica.node_id,
             role: replica.role,
-            is_live: report.is_some_and(|report| !report.stopped),
+            is_live: report.is_some_and(|report| !report.stopped && !report.lost),
+            is_lost: match report {
+                Some(report) => report.lost,
+                None => seen.is_absent(replica.replica_id, absent_ms),
+            },
             lag_entries: if leads { 0 } else { lag },
         }
     });

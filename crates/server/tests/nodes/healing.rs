@@ -1,12 +1,17 @@
 //! Nodes die, come back and leave; nobody does anything about it but the cluster.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use anchorhold_model::NodeId;
 use anchorhold_model::catalog::NodeState;
+use anchorhold_model::{NodeId, ShardId};
 use anchorhold_proto::admin_v1::{DecommissionNodeRequest, ExplainNodeRequest};
 use anchorhold_proto::v1;
 use anchorhold_server::NodeConfig;
+use anchorhold_storage::fs::RealFs;
+use anchorhold_storage::{
+    GroupId, LogConfig, LogPosition, LogStore, LogWrite, Lost, SegmentedLog,
+};
 
 use crate::cluster::{Cluster, eventually, geo, request_id};
 
@@ -100,7 +105,7 @@ async fn a_lost_node_is_replaced_by_a_new_one_and_its_vote_counts() {
         let node = cluster.nodes[2].as_ref().unwrap();
         let held = node.core().host.replicas();
         let catalog = node.core().catalog();
-        let is_stale = |replica: &std::sync::Arc<anchorhold_consensus::Replica>| {
+        let is_stale = |replica: &Arc<anchorhold_consensus::Replica>| {
             let shard = catalog.shards.get(&replica.shard_id());
             shard.is_none_or(|shard| shard.replica(replica.replica_id()).is_none())
         };
@@ -144,13 +149,69 @@ async fn a_dead_zone_is_rebuilt_in_the_survivors_and_used_again_when_it_is_back(
     cluster.stop_all().await;
 }
 
+/// Notes in the log of a node that is stopped that its replicas may have forgotten votes, as a
+/// start does which finds frames that cannot be read.
+async fn forget_votes(
+    cluster: &Cluster,
+    node: usize,
+    is_hit: impl Fn(GroupId) -> bool,
+) -> usize {
+    let dir = cluster.dir(node).join("log");
+    // Threads of the node that stopped may hold it for a moment.
+    let open = || async { SegmentedLog::open(Arc::new(RealFs), &dir, LogConfig::default()).ok() };
+    let log = eventually("the log is free", open).await;
+    let hit: Vec<GroupId> = log.groups().into_iter().filter(|group| is_hit(*group)).collect();
+    for group in &hit {
+        let lost = Lost { to: LogPosition { term: 90, index: 9_000 }, hard_state_known: false };
+        let (done, waiting) = std::sync::mpsc::channel();
+        let note = LogWrite::MarkLost { group: *group, from: 2, lost };
+        log.submit(note, Box::new(move |result| done.send(result).unwrap()));
+        waiting.recv().unwrap().unwrap();
+    }
+    hit.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_may_have_forgotten_votes_are_built_again_on_the_only_node_of_their_zone() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    let key = cluster.account("one", 4).await;
+    let mut ids = write(&cluster, &key, 20, 1).await;
+    let hit = id_of(&cluster, 2);
+    let before = cluster.nodes[0].as_ref().unwrap().core().catalog().shards.clone();
+    cluster.stop(2).await;
+    assert_eq!(forget_votes(&cluster, 2, |group| group.shard != ShardId::CATALOG.0).await, 4);
+    cluster.restart(2).await;
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    eventually("each shard has another replica on the node that was hit", || async {
+        let survey = core.survey().await;
+        let shards = survey.shards();
+        let is_new = |shard: &anchorhold_server::survey::ShardSurvey<'_>| {
+            let old = before[&shard.descriptor.shard_id].replica_on(hit).unwrap().replica_id;
+            shard.descriptor.voters().count() == 3
+                && shard.descriptor.replica_on(hit).is_some_and(|now| now.replica_id != old)
+        };
+        (shards.len() == 4 && shards.iter().all(is_new)).then_some(())
+    })
+    .await;
+    cluster.wait_healthy().await;
+    // Its votes count again, and it starts as any other.
+    cluster.stop(1).await;
+    ids.extend(write(&cluster, &key, 10, 100).await);
+    cluster.restart(1).await;
+    cluster.stop(2).await;
+    cluster.restart(2).await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 2, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_to_leave_gives_everything_away_and_is_removed() {
     let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 2], impatient).await;
     let key = cluster.account("one", 4).await;
     let ids = write(&cluster, &key, 10, 1).await;
     let leaving = id_of(&cluster, 2);
-    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
     let request = DecommissionNodeRequest { node_id: leaving.0 };
     cluster.placement(0).decommission_node(request).await.unwrap();
     eventually("the node is removed", || async {
@@ -184,7 +245,7 @@ async fn a_node_that_cannot_leave_says_why_and_leaves_once_there_is_room() {
     })
     .await;
     cluster.add(2).await;
-    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
     eventually("the node is removed", || async {
         (core.catalog().nodes[&leaving].state == NodeState::Removed).then_some(())
     })
@@ -210,7 +271,7 @@ async fn a_catalog_leader_that_ends_at_any_moment_leaves_nothing_half_done() {
         cluster.stop(leader).await;
         cluster.restart(leader).await;
     }
-    let core = std::sync::Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
     eventually("the node is removed and nothing is under way", || async {
         let catalog = core.catalog();
         let is_removed = catalog.nodes[&leaving].state == NodeState::Removed;
