@@ -15,6 +15,7 @@ use anchorhold_model::{Changes, KeyRange, NodeId, ShardDescriptor, ShardId};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::{DiskState, GroupId, StateError};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ use crate::log_watch::WatchedLog;
 use crate::machine::damaged;
 use crate::members::MemberCall;
 use crate::membership;
+use crate::renewal::{self, Told};
 use crate::replica::{NodeParts, Replica};
 use crate::seams::BoxFuture;
 use crate::shard_index;
@@ -134,7 +136,9 @@ struct Inner {
     parts: NodeParts,
     calls: Arc<dyn CallHandler>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
-    catalog: Arc<Replica>,
+    catalog: ArcSwap<Replica>,
+    /// What nodes have said of their replicas of the catalog.
+    told: Told,
     /// Replicas with a file whose range an open one still owns a part of.
     waiting: Mutex<BTreeSet<GroupId>>,
     /// What destroyed replicas owned, while their rows are being removed.
@@ -180,6 +184,7 @@ impl Host {
             node_bytes: Arc::new(AtomicUsize::new(0)),
             sessions: Arc::default(),
             births: Arc::default(),
+            catalog: Arc::default(),
         };
         parts.births.load(&*parts.seams.state)?;
         let catalog = open_catalog(&parts, &start.identity).await?;
@@ -189,7 +194,8 @@ impl Host {
                 node: start.node,
                 calls,
                 replicas: RwLock::default(),
-                catalog,
+                catalog: ArcSwap::new(catalog),
+                told: Told::default(),
                 waiting: Mutex::default(),
                 clearing: Mutex::default(),
                 opening: tokio::sync::Mutex::default(),
@@ -203,6 +209,7 @@ impl Host {
         host.parts().seams.log.unknown_groups_are_noted();
         host.spawn(|host| host.reconcile_forever());
         host.spawn(membership::keep);
+        host.spawn(renewal::keep);
         host.spawn(upkeep::keep);
         host.spawn(fitness::keep::ask_others);
         host.spawn(fitness::keep::act);
@@ -234,12 +241,8 @@ impl Host {
     }
 
     /// The catalog as applied here, and its changes.
-    ///
-    /// # Panics
-    /// Never: the catalog's replica always has a catalog.
     pub fn catalog(&self) -> watch::Receiver<Arc<CatalogState>> {
-        let sender = self.inner.catalog.shared().catalog.as_ref();
-        sender.map(watch::Sender::subscribe).expect("the catalog's replica has a catalog")
+        self.inner.parts.catalog.subscribe()
     }
 
     /// This node's replica of a shard.
@@ -268,7 +271,15 @@ impl Host {
 
     /// The catalog's replica on this node.
     pub fn catalog_replica(&self) -> Arc<Replica> {
-        self.inner.catalog.clone()
+        self.inner.catalog.load_full()
+    }
+
+    pub(crate) fn set_catalog(&self, replica: Arc<Replica>) {
+        self.inner.catalog.store(replica);
+    }
+
+    pub(crate) fn told(&self) -> &Told {
+        &self.inner.told
     }
 
     /// Notes how full this node's disk is; its replicas act on it at once.
@@ -309,7 +320,7 @@ impl Host {
 
     pub(crate) fn replica_of_group(&self, group: GroupId) -> Option<Arc<Replica>> {
         let replica = if group == CATALOG_GROUP {
-            self.inner.catalog.clone()
+            self.catalog_replica()
         } else {
             self.replica(ShardId(group.shard))?
         };
@@ -342,6 +353,9 @@ impl Host {
                 self.create_replica(&descriptor, replica_id).await
             }
             Ok(MemberCall::Removed { descriptor }) => self.remove_replica(&descriptor).await,
+            Ok(MemberCall::CatalogStands { node, replica_id, is_lost }) => {
+                self.note_catalog_stand(node, replica_id, is_lost)
+            }
             Err(error) => Err(error.to_string()),
         };
         wire::encode(&answer)
@@ -470,8 +484,11 @@ impl Host {
     }
 
     async fn found_cluster(&self, name: String) {
-        let catalog = &self.inner.catalog;
+        let catalog = self.catalog_replica();
         let identity = &self.inner.identity;
+        if !renewal::may_found(&catalog) {
+            return;
+        }
         if catalog.raft().is_initialized().await.unwrap_or(true) {
             return;
         }
@@ -523,6 +540,7 @@ async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Repl
     } else {
         fence::close_if_forgotten(&parts.seams.log, CATALOG_GROUP).await?;
     }
-    let replica_id = membership::catalog_replica_id(identity.node_id);
+    let seams = &parts.seams;
+    let replica_id = renewal::settled_id(&seams.log, &seams.snapshots, identity.node_id).await?;
     Replica::open(parts, CATALOG_GROUP, replica_id).await
 }

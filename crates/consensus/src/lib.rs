@@ -48,6 +48,7 @@ mod membership;
 mod network;
 mod proposer;
 mod reads;
+mod renewal;
 mod row_count;
 mod runtime;
 mod shard_upkeep;
@@ -71,6 +72,7 @@ pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder
 pub use join::{JoinError, join};
 pub use members::{MemberChange, MemberError};
 pub use read::{ReadLevel, ReadView};
+pub use renewal::node_of_catalog_replica;
 pub use replica::{LeaderHint, Replica, ReplicaStatus, Role};
 pub use seams::{Clock, Dial, Exit, Offload, Seams};
 pub use split::{SplitDone, SplitError};

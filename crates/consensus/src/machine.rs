@@ -16,7 +16,7 @@ use anchorhold_model::{
     ReplicaRole, RowTotals, ShardDescriptor, ShardId, ShardState, Write, row,
 };
 use anchorhold_storage::snapshot::{SnapshotFile, SnapshotStore};
-use anchorhold_storage::{Batch, GroupId, LogPosition, StateError, StateStore};
+use anchorhold_storage::{Batch, GroupId, LogPosition, LogStore, StateError, StateStore};
 use arc_swap::ArcSwap;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
@@ -63,6 +63,7 @@ pub(crate) struct Applied {
 pub(crate) struct MachineShared {
     pub(crate) group: GroupId,
     pub(crate) shard_id: ShardId,
+    pub(crate) log: Arc<dyn LogStore>,
     pub(crate) state: Arc<dyn StateStore>,
     pub(crate) snapshots: Arc<SnapshotStore>,
     pub(crate) offload: Arc<dyn Offload>,
@@ -79,7 +80,7 @@ pub(crate) struct MachineShared {
     pub(crate) shard: ArcSwap<ShardState>,
     pub(crate) applied: watch::Sender<Applied>,
     /// The catalog's state; `None` in a shard.
-    pub(crate) catalog: Option<watch::Sender<Arc<CatalogState>>>,
+    pub(crate) catalog: Option<Arc<watch::Sender<Arc<CatalogState>>>>,
     #[cfg(feature = "chaos")]
     pub(crate) hooks: crate::hooks::Hooks,
 }

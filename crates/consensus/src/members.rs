@@ -92,13 +92,15 @@ pub enum MemberError {
     Refused(String),
 }
 
-/// What a shard's leader tells a node.
+/// What a shard's leader tells a node, and a node the catalog's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum MemberCall {
     /// Make an empty replica.
     Create { descriptor: Box<ShardDescriptor>, replica_id: ReplicaId },
     /// The shard's members are these now.
     Removed { descriptor: Box<ShardDescriptor> },
+    /// A node's replica of the catalog is this one; it takes part in nothing if it is lost.
+    CatalogStands { node: NodeId, replica_id: ReplicaId, is_lost: bool },
 }
 
 fn refused(reason: impl ToString) -> MemberError {

@@ -1,7 +1,7 @@
 //! The catalog's own members: every node follows the catalog, up to three of them vote, spread over
 //! zones. Driven by the catalog's leader.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +49,12 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
     }
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let catalog = host.catalog().borrow().clone();
-    let nodes = members_to_be(&catalog, &voters);
+    let voting: BTreeSet<NodeId> = membership
+        .nodes()
+        .filter(|(id, _)| voters.contains(id))
+        .map(|(_, node)| NodeId(node.node_id))
+        .collect();
+    let nodes = members_to_be(&catalog, &voting);
     // A learner that has nothing yet would hold the quorum back.
     let following: BTreeSet<u64> = metrics
         .replication
@@ -59,6 +64,10 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         .map(|(id, _)| *id)
         .collect();
     let own = replica.replica_id().0;
+    let ids: BTreeMap<NodeId, ReplicaId> =
+        membership.nodes().map(|(id, node)| (NodeId(node.node_id), ReplicaId(*id))).collect();
+    let id_of = |node: &NodeId| ids.get(node).map(|id| id.0);
+    let lost = host.told().lost(&ids);
     let members: Vec<CatalogMember> = membership
         .nodes()
         .map(|(id, node)| CatalogMember {
@@ -67,20 +76,19 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
             is_caught_up: *id == own || following.contains(id),
         })
         .collect();
-    match catalog_voters(&nodes, &members, &PlacementConfig::default()) {
+    match catalog_voters(&nodes, &members, &lost, &PlacementConfig::default()) {
         Some(CatalogStep::AddLearner(node)) => {
             let peer = PeerNode { node_id: node.0 };
-            let result = raft.add_learner(catalog_replica_id(node).0, peer, false).await;
+            let result = raft.add_learner(host.told().id_of(node).0, peer, false).await;
             report("add a learner", result.map(drop));
         }
         Some(CatalogStep::RemoveLearner(node)) => {
-            let gone = BTreeSet::from([catalog_replica_id(node).0]);
+            let gone: BTreeSet<u64> = id_of(&node).into_iter().collect();
             let change = ChangeMembers::RemoveNodes(gone);
             report("remove a learner", raft.change_membership(change, true).await.map(drop));
         }
         Some(CatalogStep::SetVoters(nodes)) => {
-            let voters: BTreeSet<u64> =
-                nodes.iter().map(|node| catalog_replica_id(*node).0).collect();
+            let voters: BTreeSet<u64> = nodes.iter().filter_map(id_of).collect();
             tracing::info!(?voters, "changing the catalog's voters");
             let change = ChangeMembers::ReplaceAllVoters(voters);
             report("change the voters", raft.change_membership(change, true).await.map(drop));
@@ -90,11 +98,11 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
 }
 
 /// The nodes that the catalog's members are chosen among.
-fn members_to_be(catalog: &CatalogState, voters: &BTreeSet<u64>) -> Vec<NodeView> {
+fn members_to_be(catalog: &CatalogState, voting: &BTreeSet<NodeId>) -> Vec<NodeView> {
     // A node that is down follows again when it is back; until then it is none that misses something.
     let is_member = |node: &&NodeRecord| match node.state {
         NodeState::Removed => false,
-        NodeState::Down => voters.contains(&catalog_replica_id(node.node_id).0),
+        NodeState::Down => voting.contains(&node.node_id),
         NodeState::Joining
         | NodeState::Up
         | NodeState::Suspect
@@ -111,11 +119,6 @@ fn members_to_be(catalog: &CatalogState, voters: &BTreeSet<u64>) -> Vec<NodeView
         leaders: 0,
     };
     catalog.nodes.values().filter(is_member).map(view).collect()
-}
-
-/// A node's replica of the catalog. A node's id is never reused, and so neither is this.
-pub(crate) fn catalog_replica_id(node: NodeId) -> ReplicaId {
-    ReplicaId::new(1, node.counter())
 }
 
 fn report<E: std::fmt::Display>(what: &str, result: Result<(), E>) {

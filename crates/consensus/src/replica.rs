@@ -152,6 +152,8 @@ pub(crate) struct NodeParts {
     pub(crate) node_bytes: Arc<AtomicUsize>,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) births: Arc<Births>,
+    /// The catalog as applied here, whichever replica applies it.
+    pub(crate) catalog: Arc<watch::Sender<Arc<CatalogState>>>,
 }
 
 /// Opens the state of a group: as the state store has it, or, where that does not reach the
@@ -166,6 +168,7 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
     let shared = MachineShared {
         group,
         shard_id,
+        log: parts.seams.log.clone(),
         state: state.clone(),
         snapshots: parts.seams.snapshots.clone(),
         offload: parts.seams.offload.clone(),
@@ -177,8 +180,7 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
         header: ArcSwap::from_pointee(initial),
         applied: watch::Sender::new(Applied::default()),
-        catalog: (shard_id == ShardId::CATALOG)
-            .then(|| watch::Sender::new(Arc::new(CatalogState::default()))),
+        catalog: (shard_id == ShardId::CATALOG).then(|| parts.catalog.clone()),
         #[cfg(feature = "chaos")]
         hooks: parts.seams.hooks.clone(),
     };

@@ -295,7 +295,11 @@ pub(crate) fn meta_of(file: &SnapshotFile) -> io::Result<SnapshotMeta> {
 /// no snapshot in openraft's sense.
 pub(crate) fn current(shared: &MachineShared) -> io::Result<Option<Snapshot>> {
     let latest = shared.snapshots.latest(shared.group).map_err(io::Error::other)?;
+    let purged = shared.log.group(shared.group).and_then(|log| log.purged);
     match latest {
+        // Damage has cost the log its entries up to what is applied: this file leads nowhere, and
+        // openraft makes another of the state.
+        Some(file) if file.header.position.is_some() && file.header.position < purged => Ok(None),
         Some(file) if file.header.position.is_some() => to_snapshot(file).map(Some),
         Some(_) | None => shared.births.of(shared.shard_id).map(|birth| birth.handle()).transpose(),
     }

@@ -79,6 +79,7 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
         let shared = Arc::new(MachineShared {
             group,
             shard_id: ShardId(5),
+            log: log.clone(),
             state,
             snapshots: Arc::new(SnapshotStore::open(&dir.path().join("snapshots")).unwrap()),
             offload: Arc::new(Silent),
@@ -90,7 +91,7 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             shard: ArcSwap::from_pointee(shard.clone()),
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),
-            catalog: None::<watch::Sender<Arc<CatalogState>>>,
+            catalog: None::<Arc<watch::Sender<Arc<CatalogState>>>>,
             #[cfg(feature = "chaos")]
             hooks: crate::hooks::Hooks::default(),
         });

@@ -2,7 +2,8 @@
 //!
 //! The catalog's voters are spread over as many zones as there are; all other nodes follow as
 //! learners, so that each has the catalog at hand. An odd number of nodes votes: a second voter
-//! alone would only add a way to fail.
+//! alone would only add a way to fail. An even number is left as it is while another voter is on its
+//! way.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ pub enum CatalogStep {
     SetVoters(BTreeSet<NodeId>),
     /// Let a node follow.
     AddLearner(NodeId),
-    /// Take a learner away whose node is no more.
+    /// Take a learner away whose node is no more, or whose replica is lost.
     RemoveLearner(NodeId),
 }
 
@@ -39,15 +40,30 @@ pub enum CatalogStep {
 /// that have no voter yet, then present voters, then by id. A voter that is away is replaced if
 /// another node can be, and kept otherwise: to vote with fewer would not bring it back.
 ///
+/// `lost` are the nodes whose replica, a member or not any more, never takes part again. It stops
+/// voting as soon as the others are a quorum without it, and its node follows again when it is not
+/// among these any more.
+///
 /// Taken one after the other, the steps come to an end.
 pub fn catalog_voters(
     nodes: &[NodeView],
     current: &[CatalogMember],
+    lost: &BTreeSet<NodeId>,
     config: &PlacementConfig,
 ) -> Option<CatalogStep> {
     let voters: BTreeSet<NodeId> =
         current.iter().filter(|member| member.is_voter).map(|member| member.node_id).collect();
-    let best = best_voters(nodes, current, config);
+    let good: Vec<CatalogMember> =
+        current.iter().filter(|member| !lost.contains(&member.node_id)).copied().collect();
+    let mut best = best_voters(nodes, &good, config);
+    let present: BTreeSet<NodeId> = voters.difference(lost).copied().collect();
+    let is_ready = |node: &NodeView| {
+        good.iter().any(|one| one.node_id == node.node_id && (one.is_voter || one.is_caught_up))
+    };
+    let is_awaited = nodes.iter().any(|node| node.accepts_replicas && !is_ready(node));
+    if best.len() < present.len() && best.is_subset(&present) && is_awaited {
+        best = present;
+    }
     if !best.is_empty() && best != voters {
         return Some(CatalogStep::SetVoters(best));
     }
@@ -56,12 +72,15 @@ pub fn catalog_voters(
         .iter()
         .filter(|node| node.accepts_replicas && !is_member(node.node_id))
         .map(|node| node.node_id)
+        .filter(|node_id| !lost.contains(node_id))
         .min();
     if let Some(node_id) = missing {
         return Some(CatalogStep::AddLearner(node_id));
     }
     let is_node = |node_id: NodeId| nodes.iter().any(|node| node.node_id == node_id);
-    let orphans = current.iter().filter(|member| !member.is_voter && !is_node(member.node_id));
+    let orphans = current.iter().filter(|member| {
+        !member.is_voter && (!is_node(member.node_id) || lost.contains(&member.node_id))
+    });
     orphans.map(|member| member.node_id).min().map(CatalogStep::RemoveLearner)
 }
 
@@ -134,9 +153,15 @@ mod tests {
 
     #[track_caller]
     fn check(nodes: &str, members: &[CatalogMember], expected: Expect) {
-        let (nodes, mut members) = (parse(nodes), members.to_vec());
+        check_lost(nodes, &mut members.to_vec(), &[], expected);
+    }
+
+    #[track_caller]
+    fn check_lost(nodes: &str, members: &mut Vec<CatalogMember>, lost: &[u64], expected: Expect) {
+        let nodes = parse(nodes);
+        let lost: BTreeSet<NodeId> = lost.iter().map(|id| NodeId(*id)).collect();
         let mut text = String::new();
-        while let Some(step) = catalog_voters(&nodes, &members, &PlacementConfig::default()) {
+        while let Some(step) = catalog_voters(&nodes, members, &lost, &PlacementConfig::default()) {
             match &step {
                 CatalogStep::SetVoters(voters) => {
                     let ids: Vec<String> = voters.iter().map(ToString::to_string).collect();
@@ -147,7 +172,7 @@ mod tests {
                     writeln!(text, "remove {node_id}").unwrap();
                 }
             }
-            carry_out(&mut members, &step);
+            carry_out(members, &step);
             assert!(text.len() < 1000, "no end: {text}");
         }
         expected.assert_eq(&text);
@@ -226,6 +251,57 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_lost_voter_makes_way_for_its_successor_and_the_others_go_on_voting() {
+        let nodes = "n1 north/a\nn2 north/b\nn3 north/c";
+        let mut members = vec![voter(1), voter(2), voter(3)];
+        check_lost(
+            nodes,
+            &mut members,
+            &[3],
+            expect![[r#"
+            voters n1 n2
+            remove n3
+        "#]],
+        );
+        check_lost(
+            nodes,
+            &mut members,
+            &[],
+            expect![[r#"
+            add n3
+            voters n1 n2 n3
+        "#]],
+        );
+        // Another node votes at once instead, and the lost one follows again later.
+        let nodes = "n1 north/a\nn2 north/b\nn3 north/c\nn4 north/c";
+        let mut members = vec![voter(1), voter(2), voter(3), learner(4)];
+        check_lost(
+            nodes,
+            &mut members,
+            &[3],
+            expect![[r#"
+            voters n1 n2 n4
+            remove n3
+        "#]],
+        );
+        check_lost(
+            nodes,
+            &mut members,
+            &[],
+            expect![[r#"
+            add n3
+        "#]],
+        );
+    }
+
+    #[test]
+    fn the_only_voter_is_kept_though_it_is_lost() {
+        let nodes = "n1 north/a\nn2 north/b";
+        let behind = CatalogMember { is_caught_up: false, ..learner(2) };
+        check_lost(nodes, &mut vec![voter(1), behind], &[1], expect![""]);
+    }
+
     fn any_members() -> impl Strategy<Value = Vec<CatalogMember>> {
         let member = (1_u64..12, any::<bool>(), any::<bool>());
         prop::collection::btree_map(1_u64..12, member, 1..8).prop_map(|members| {
@@ -244,10 +320,24 @@ mod tests {
         #[test]
         fn steps_come_to_an_end_in_as_many_zones_as_there_are(
             nodes in any_nodes(), mut members in any_members(),
+            lost in prop::collection::btree_set((1_u64..12).prop_map(NodeId), 0..3),
         ) {
             let config = PlacementConfig::default();
             let mut steps = 0;
-            while let Some(step) = catalog_voters(&nodes, &members, &config) {
+            let mut lost = lost;
+            loop {
+                let Some(step) = catalog_voters(&nodes, &members, &lost, &config) else {
+                    let stay = members.iter().filter(|member| !member.is_voter);
+                    prop_assert!(!stay.into_iter().any(|member| lost.contains(&member.node_id)));
+                    // Those that are out come back as others.
+                    let out = |id: &NodeId| members.iter().all(|member| member.node_id != *id);
+                    let before = lost.len();
+                    lost.retain(|node_id| !out(node_id));
+                    if lost.len() < before {
+                        continue;
+                    }
+                    break;
+                };
                 carry_out(&mut members, &step);
                 steps += 1;
                 prop_assert!(steps <= 40, "no end: {step:?}");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_consensus::Trouble;
+use anchorhold_consensus::{Trouble, node_of_catalog_replica};
 use anchorhold_model::catalog::{CatalogState, DEFAULT_CLASS, NodeRecord, NodeState};
 use anchorhold_model::{
     KeyRange, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
@@ -95,13 +95,14 @@ impl Survey {
     }
 
     /// The catalog's own group. Its members are in no descriptor: they are what its replicas say,
-    /// and each replica's id is its node's. A silent member counts as a voter as long as voters are
+    /// and each replica's id names its node. A silent member counts as a voter as long as voters are
     /// missing.
     pub fn catalog_shard(&self) -> ShardSurvey<'_> {
         let found = ShardDescriptor::found(ShardId::CATALOG, KeyRange::EMPTY, DEFAULT_CLASS, &[]);
         let mut survey = self.shard(&found);
         let heard = survey.leader.iter().flat_map(|(_, leader)| &leader.matched);
-        let mut members: BTreeSet<NodeId> = heard.map(|(id, _)| NodeId(id.0)).collect();
+        let mut members: BTreeSet<NodeId> =
+            heard.map(|(id, _)| node_of_catalog_replica(*id)).collect();
         members.extend(survey.replicas.keys());
         let live = survey.replicas.values().filter(|replica| replica.votes).count();
         let wanted = VOTERS.min(self.nodes().count());
@@ -116,7 +117,8 @@ impl Survey {
                 }
             };
             let role = if is_voter { ReplicaRole::Voter } else { ReplicaRole::Learner };
-            let replica_id = ReplicaId(node_id.0);
+            let found = survey.replicas.get(&node_id);
+            let replica_id = found.map_or(ReplicaId(node_id.0), |replica| replica.replica);
             survey.descriptor.replicas.push(Replica { replica_id, node_id, role });
         }
         survey.degraded = self.is_degraded(&survey.descriptor, &survey.replicas)

@@ -10,7 +10,7 @@ use anchorhold_model::{AnchorId, Key, ShardId};
 use anchorhold_storage::fs::{FileSystem, MemoryFs};
 use anchorhold_storage::{GroupId, LogPosition, LogStore, LogWrite, Lost, SegmentedLog};
 
-use crate::support::{DurableDisk, PATIENCE, SMALL_LOG, TestCluster, anchor, eventually};
+use crate::support::{DurableDisk, PATIENCE, SMALL_LOG, TestCluster, TestNode, anchor, eventually};
 
 /// Where a node's log lies on its disk.
 const LOG_DIR: &str = "/log";
@@ -76,6 +76,17 @@ async fn crash(cluster: &mut TestCluster, node: usize) {
     cluster.nodes[node].crash(true).await;
     let disk = disk(cluster, node);
     disk.fs = disk.fs.after_crash(0);
+}
+
+/// Notes in a log that a group may have forgotten a vote, as recovery does where two frames that
+/// follow each other are unreadable.
+fn forget_votes(fs: &MemoryFs, shard: ShardId) {
+    let lost = Lost { to: LogPosition { term: 9, index: 9_000 }, hard_state_known: false };
+    let log = open_log(fs);
+    let (done, waiting) = std::sync::mpsc::channel();
+    let note = LogWrite::MarkLost { group: group_of(&log, shard), from: 5, lost };
+    log.submit(note, Box::new(move |result| done.send(result).unwrap()));
+    waiting.recv().unwrap().unwrap();
 }
 
 /// Flips one bit in the content of the entry in the middle of a group's log.
@@ -198,14 +209,7 @@ async fn a_replica_that_may_have_forgotten_a_vote_takes_part_in_nothing() {
     let cluster = &mut setup.cluster;
     let node = (cluster.leader_of(hit).await + 1) % 3;
     crash(cluster, node).await;
-    // What recovery writes when two frames that follow each other are unreadable.
-    let lost = Lost { to: LogPosition { term: 9, index: 9_000 }, hard_state_known: false };
-    let log = open_log(&disk(cluster, node).fs);
-    let (done, waiting) = std::sync::mpsc::channel();
-    let note = LogWrite::MarkLost { group: group_of(&log, hit), from: 5, lost };
-    log.submit(note, Box::new(move |result| done.send(result).unwrap()));
-    waiting.recv().unwrap().unwrap();
-    drop(log);
+    forget_votes(&disk(cluster, node).fs, hit);
     cluster.restart(node).await;
     let closed =
         eventually("the replica is open", || cluster.nodes[node].host().replica(hit)).await;
@@ -261,4 +265,67 @@ async fn a_node_whose_log_is_gone_starts_again_and_again_and_takes_part_in_nothi
             assert!(replica.anchor(*id).unwrap().is_some(), "{id} is lost");
         }
     }
+}
+
+/// The node that leads the catalog, and how many vote, as it says.
+async fn catalog_leader(cluster: &TestCluster) -> (usize, usize) {
+    eventually("somebody leads the catalog", || {
+        let leads =
+            |node: &TestNode| node.running.is_some() && node.host().catalog_replica().is_leader();
+        let leader = cluster.nodes.iter().position(leads)?;
+        Some((leader, cluster.nodes[leader].host().catalog_replica().status().voters))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_replica_that_may_have_forgotten_a_vote_makes_way_for_another() {
+    let mut setup = Setup::start().await;
+    let cluster = &mut setup.cluster;
+    // Each node in turn, the first of them twice, whether it leads or not.
+    for (round, node) in [0, 1, 2, 0].into_iter().enumerate() {
+        let before = cluster.nodes[node].host().catalog_replica().replica_id();
+        crash(cluster, node).await;
+        forget_votes(&disk(cluster, node).fs, ShardId::CATALOG);
+        cluster.restart(node).await;
+        assert_eq!(cluster.nodes[node].host().catalog().borrow().accounts.len(), 1 + round);
+        eventually("it has another replica of the catalog", || {
+            let replica = cluster.nodes[node].host().catalog_replica();
+            (before < replica.replica_id() && replica.fence().is_none()).then_some(())
+        })
+        .await;
+        eventually("three vote", || {
+            let leads = |node: &&TestNode| node.host().catalog_replica().is_leader();
+            let leader = cluster.nodes.iter().find(leads)?.host().catalog_replica();
+            let own = cluster.nodes[node].host().catalog_replica().replica_id();
+            let knows = leader.replica_id() == own
+                || leader.status().matched.iter().any(|(id, at)| *id == own && at.is_some());
+            // The change is through: otherwise those that go away next may be needed for it.
+            let is_through = |node: &TestNode| {
+                let status = node.host().catalog_replica().status();
+                status.voters == 3 && !status.is_joint
+            };
+            (cluster.nodes.iter().all(is_through) && knows).then_some(())
+        })
+        .await;
+        // Its vote counts: without it there is no quorum.
+        let away = (node + 1) % 3;
+        crash(cluster, away).await;
+        cluster.create_account(&format!("b{round}"), Vec::new()).await;
+        cluster.restart(away).await;
+        // A later start knows it under the new id.
+        let now = cluster.nodes[node].host().catalog_replica().replica_id();
+        crash(cluster, node).await;
+        cluster.restart(node).await;
+        assert_eq!(cluster.nodes[node].host().catalog_replica().replica_id(), now);
+        eventually("all know all accounts", || {
+            let knows =
+                |node: &TestNode| node.host().catalog().borrow().accounts.len() == round + 2;
+            cluster.nodes.iter().all(knows).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(catalog_leader(&setup.cluster).await.1, 3);
+    setup.write(40).await;
+    setup.check_everywhere().await;
 }

@@ -500,7 +500,8 @@ impl TestCluster {
             cuts,
             placements,
         };
-        let outcome = self.nodes[0].host().propose_catalog(command, PATIENCE).await.unwrap();
+        let runs = self.nodes.iter().find(|node| node.running.is_some()).unwrap();
+        let outcome = runs.host().propose_catalog(command, PATIENCE).await.unwrap();
         let CatalogOutcome::AccountCreated { shards, .. } = outcome else {
             panic!("not created: {outcome:?}");
         };

@@ -130,9 +130,13 @@ fn a_lost_replica_stays_if_the_others_are_no_quorum_without_it() {
 
 #[test]
 fn a_lost_learner_is_built_again() {
-    check(TWO_REGIONS, "s1 c2 n1* n2 n3 l4! l5", expect![[r#"
+    check(
+        TWO_REGIONS,
+        "s1 c2 n1* n2 n3 l4! l5",
+        expect![[r#"
         s1@1.1.1 remove n4: the replica on n4 is lost
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -9,9 +9,7 @@ use anchorhold_proto::admin_v1::{DecommissionNodeRequest, ExplainNodeRequest};
 use anchorhold_proto::v1;
 use anchorhold_server::NodeConfig;
 use anchorhold_storage::fs::RealFs;
-use anchorhold_storage::{
-    GroupId, LogConfig, LogPosition, LogStore, LogWrite, Lost, SegmentedLog,
-};
+use anchorhold_storage::{GroupId, LogConfig, LogPosition, LogStore, LogWrite, Lost, SegmentedLog};
 
 use crate::cluster::{Cluster, eventually, geo, request_id};
 
@@ -151,11 +149,7 @@ async fn a_dead_zone_is_rebuilt_in_the_survivors_and_used_again_when_it_is_back(
 
 /// Notes in the log of a node that is stopped that its replicas may have forgotten votes, as a
 /// start does which finds frames that cannot be read.
-async fn forget_votes(
-    cluster: &Cluster,
-    node: usize,
-    is_hit: impl Fn(GroupId) -> bool,
-) -> usize {
+async fn forget_votes(cluster: &Cluster, node: usize, is_hit: impl Fn(GroupId) -> bool) -> usize {
     let dir = cluster.dir(node).join("log");
     // Threads of the node that stopped may hold it for a moment.
     let open = || async { SegmentedLog::open(Arc::new(RealFs), &dir, LogConfig::default()).ok() };
@@ -195,6 +189,43 @@ async fn replicas_that_may_have_forgotten_votes_are_built_again_on_the_only_node
     .await;
     cluster.wait_healthy().await;
     // Its votes count again, and it starts as any other.
+    cluster.stop(1).await;
+    ids.extend(write(&cluster, &key, 10, 100).await);
+    cluster.restart(1).await;
+    cluster.stop(2).await;
+    cluster.restart(2).await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 2, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_log_is_gone_is_whole_again_and_nobody_did_anything() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    let key = cluster.account("one", 4).await;
+    let mut ids = write(&cluster, &key, 20, 1).await;
+    cluster.stop(2).await;
+    for entry in std::fs::read_dir(cluster.dir(2).join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "segment") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    cluster.restart(2).await;
+    let problems = cluster.problems().await.unwrap();
+    assert!(!problems.is_empty(), "a node without its log is no healthy one");
+    eventually("nothing is fenced and everything votes again", || async {
+        let host = cluster.nodes[2].as_ref().unwrap().core().host.clone();
+        let mut replicas = host.replicas();
+        replicas.push(host.catalog_replica());
+        let is_whole = |replica: &Arc<anchorhold_consensus::Replica>| replica.fence().is_none();
+        let problems = cluster.problems().await?;
+        // What the node has lost stays in its status until somebody has looked at its disk.
+        let is_told = |problem: &String| problem.contains("has damaged data");
+        (replicas.len() == 5 && replicas.iter().all(is_whole) && problems.iter().all(is_told))
+            .then_some(())
+    })
+    .await;
     cluster.stop(1).await;
     ids.extend(write(&cluster, &key, 10, 100).await);
     cluster.restart(1).await;
