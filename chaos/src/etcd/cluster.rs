@@ -301,11 +301,13 @@ fn ways_to(
 }
 
 async fn route_forever(listener: TcpListener, ways: BTreeMap<String, SocketAddr>, pids: Pids) {
+    let Ok(to) = listener.local_addr() else { return };
     while let Ok((mut incoming, from)) = listener.accept().await {
         let (ways, pids) = (ways.clone(), pids.clone());
         tokio::spawn(async move {
             let known = pids.lock().clone();
-            let found = tokio::task::spawn_blocking(move || owner(from.port(), &known)).await;
+            let ports = (from.port(), to.port());
+            let found = tokio::task::spawn_blocking(move || owner(ports, &known)).await;
             // Of nobody's: a member that ended meanwhile.
             let Ok(Some(name)) = found else { return };
             let Some(way) = ways.get(&name) else { return };
@@ -319,10 +321,14 @@ async fn route_forever(listener: TcpListener, ways: BTreeMap<String, SocketAddr>
     }
 }
 
-/// Whose process holds the local end of a loopback connection from this port.
-fn owner(port: u16, pids: &BTreeMap<String, u32>) -> Option<String> {
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = inode_of(&table, port)?;
+/// How often the table of connections is read, at most: it is read piece by piece, and a row can
+/// slip through while others come and go.
+const TABLE_READS_MAX: usize = 5;
+
+/// Whose process holds the local end of a loopback connection between these ports.
+fn owner(ports: (u16, u16), pids: &BTreeMap<String, u32>) -> Option<String> {
+    let read = || inode_of(&fs::read_to_string("/proc/net/tcp").ok()?, ports);
+    let inode = (0..TABLE_READS_MAX).find_map(|_| read())?;
     let link = format!("socket:[{inode}]");
     let holds = |pid: &u32| {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
@@ -332,14 +338,15 @@ fn owner(port: u16, pids: &BTreeMap<String, u32>) -> Option<String> {
     pids.iter().find(|(_, pid)| holds(pid).is_some()).map(|(name, _)| name.clone())
 }
 
-/// The inode of the socket with this local port, out of `/proc/net/tcp`.
-fn inode_of(table: &str, port: u16) -> Option<u64> {
-    let wanted = format!("0100007F:{port:04X}");
+/// The inode of the socket with these ports, its own and the other end's, out of `/proc/net/tcp`.
+/// Its own alone is not enough: it may be that of a connection elsewhere, or of one that is over.
+fn inode_of(table: &str, (from, to): (u16, u16)) -> Option<u64> {
+    let wanted = [from, to].map(|port| format!("0100007F:{port:04X}"));
     let row = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let local = fields.nth(1)?;
-        let inode = fields.nth(7)?;
-        (local == wanted).then(|| inode.parse().ok()).flatten()
+        let mut fields = line.split_whitespace().skip(1);
+        let ends = [fields.next()?, fields.next()?];
+        let inode = fields.nth(6)?;
+        (ends == wanted).then(|| inode.parse().ok()).flatten()
     };
     table.lines().skip(1).find_map(row)
 }
@@ -350,14 +357,19 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_connection_is_found_by_its_socket() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0\n";
-        assert_eq!(inode_of(table, 8_080), Some(4_242));
-        assert_eq!(inode_of(table, 8_081), None);
+        // The same port is another connection's, which is over, the listener's of somebody, and ours.
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             0: 0100007F:1F90 0100007F:0050 06 00000000:00000000 03:00000176 00000000     0        0 0 3 0\n\
+             1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4241 1 0 100 0 0 10 0\n\
+             2: 0100007F:1F90 0100007F:0051 01 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0\n";
+        assert_eq!(inode_of(table, (8_080, 81)), Some(4_242));
+        assert_eq!(inode_of(table, (8_080, 82)), None);
+        assert_eq!(inode_of(table, (81, 8_080)), None);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let port = stream.local_addr().unwrap().port();
+        let ports = (stream.local_addr().unwrap().port(), listener.local_addr().unwrap().port());
         let pids = BTreeMap::from([("me".to_owned(), std::process::id())]);
-        assert_eq!(owner(port, &pids).as_deref(), Some("me"));
-        assert_eq!(owner(port, &BTreeMap::new()), None);
+        assert_eq!(owner(ports, &pids).as_deref(), Some("me"));
+        assert_eq!(owner(ports, &BTreeMap::new()), None);
     }
 }
