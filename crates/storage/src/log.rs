@@ -8,11 +8,13 @@
 //!
 //! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32),
 //! after damage of a certain kind `doubt` (empty: groups that are unknown here may have been here),
-//! and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
+//! for moments `spare` (a file that was a segment and is to be one again), and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
 //! little endian; *v* is a LEB128 number; checksums are CRC32C.
 //!
-//! A **segment** is created whole: zero-filled, preallocated, header written, file and directory
-//! synced, all before the segment in front of it is full.
+//! A **segment** is whole before the one in front of it is full: preallocated, header written, file
+//! and directory synced. It is created zero-filled, or it was another one that nothing points to and
+//! nobody reads any more; then that one's frames stand behind its own, where nothing takes them for
+//! frames of this segment: the checksums are over the segment's number.
 //!
 //! | bytes | segment header |
 //! |---|---|
@@ -515,6 +517,7 @@ fn build(
         written: Written { groups: written, uses },
         current,
         prepared,
+        spare: None,
         number_next: recovered.number_next,
         batch: recovered.tail.batch,
         checksum: recovered.tail.checksum,

@@ -15,11 +15,10 @@ mod image;
 mod replay;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use self::image::{End, Image, find_end, find_frame, groups_near, is_torn, non_zero, read_image};
+use self::image::{End, Image, find_end, find_frame, groups_near, is_torn, read_image};
 pub(super) use self::replay::{FoundSlot, carry};
 use self::replay::{Replay, Replayed};
 use super::frame::{Frame, FramePlace, Record, RecordReader, read_frame};
@@ -39,8 +38,6 @@ pub(super) struct Unopened {
     pub(super) file: Arc<dyn File>,
     pub(super) length: u64,
     pub(super) header_whole: bool,
-    /// Bytes of an opening that was cut short; to be zeroed.
-    pub(super) garbage: Option<Range<usize>>,
 }
 
 /// What the disk holds.
@@ -82,8 +79,6 @@ pub(super) struct Tail {
     pub(super) offset: u64,
     /// Whether nothing may follow it in its segment.
     pub(super) sealed: bool,
-    /// Bytes behind it that are not zero: what a crash left of a batch.
-    pub(super) garbage: Option<Range<usize>>,
 }
 
 /// Reads and verifies the log in `dir`. `numbers` are its segments in order. `None` if none of them
@@ -321,7 +316,6 @@ fn scan(
         frame: (last as u64, image.bytes.get(last..at).unwrap_or_default().to_vec()),
         offset: at as u64,
         sealed,
-        garbage: if sealed && !is_sealed { None } else { non_zero(&image.bytes, at) },
     })
 }
 

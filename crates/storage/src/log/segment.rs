@@ -22,6 +22,8 @@ pub(super) const IDENTITY_NAME: &str = "identity";
 pub(super) const LOCK_NAME: &str = "lock";
 /// Present as long as groups of which the log knows nothing may have been in it.
 pub(super) const DOUBT_NAME: &str = "doubt";
+/// A segment that is no part of the log any more, until the next one is made of it.
+pub(super) const SPARE_NAME: &str = "spare";
 /// Added to the names of segments that hold nothing that can be read.
 pub(super) const USELESS_SUFFIX: &str = ".unreadable";
 const SUFFIX: &str = ".segment";

@@ -12,6 +12,7 @@ mod missing;
 mod model;
 mod older;
 mod power;
+mod recycled;
 mod stress;
 
 use std::path::Path;
@@ -27,7 +28,7 @@ use crate::log_store::{GroupId, HardState, LogEntry, LogError, LogPosition, LogS
 
 const DIR: &str = "/log";
 
-fn group(shard: u64) -> GroupId {
+const fn group(shard: u64) -> GroupId {
     GroupId { shard, incarnation: 1 }
 }
 

@@ -8,15 +8,20 @@ use std::sync::Arc;
 use super::frame::{FramePlace, FrameWriter};
 use super::recovery::{FoundSegment, Recovered, Tail, Unopened};
 use super::segment::{
-    DOUBT_NAME, HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, USELESS_SUFFIX, header,
-    identity, log_id_of, name_of, number_of, path_of, read_identity, read_whole,
+    DOUBT_NAME, HEADER_LENGTH, IDENTITY_NAME, SEGMENT_HEADER_BYTES, SPARE_NAME, USELESS_SUFFIX,
+    header, identity, log_id_of, name_of, number_of, path_of, read_identity, read_whole,
 };
 use super::{Damage, OpenError, OpenReport};
 use crate::fs::{File, FileSystem};
 
 /// Number of a log's first segment.
 const FIRST: u64 = 1;
-const ZEROS: [u8; 4096] = [0; 4096];
+
+/// A file that is no part of the log any more, under the name for that.
+pub(super) struct Spare {
+    pub(super) file: Arc<dyn File>,
+    pub(super) length: u64,
+}
 
 /// What is in a log's directory.
 pub(super) enum Existing {
@@ -167,7 +172,6 @@ pub(super) fn create(
                 frame: (SEGMENT_HEADER_BYTES, bytes[HEADER_LENGTH..].to_vec()),
                 offset,
                 sealed: false,
-                garbage: None,
             },
         })
     };
@@ -201,12 +205,10 @@ pub(super) fn tidy(
         let newest = recovered.segments.iter().find(|found| found.number == tail.segment);
         if let Some(newest) = newest {
             newest.file.write_at(&tail.frame.1, tail.frame.0)?;
-            zero(&*newest.file, tail.garbage.clone())?;
             newest.file.sync_data()?;
         }
         let kept = match unopened {
             Some(next) if next.header_whole => {
-                zero(&*next.file, next.garbage.clone())?;
                 next.file.write_at(&header(recovered.log_id, next.number, next.length), 0)?;
                 next.file.sync_data()?;
                 Some(next)
@@ -220,21 +222,28 @@ pub(super) fn tidy(
         for number in &recovered.leftovers {
             fs.remove(&path_of(dir, *number))?;
         }
+        remove_if_there(fs, &dir.join(SPARE_NAME))?;
         fs.sync_dir(dir)?;
         Ok(kept)
     };
     work().map_err(|source| OpenError::Io { path: dir.to_owned(), source })
 }
 
-fn zero(file: &dyn File, range: Option<std::ops::Range<usize>>) -> io::Result<()> {
-    let Some(range) = range else { return Ok(()) };
-    let mut at = range.start;
-    while at < range.end {
-        let step = ZEROS.len().min(range.end - at);
-        file.write_at(&ZEROS[..step], at as u64)?;
-        at += step;
-    }
-    Ok(())
+/// Makes the next segment of one that is no part of the log any more: its blocks are written already,
+/// so that a sync has no more to do than to write. Its old frames are of another segment, which their
+/// checksums say. The header is the new one's before the name is: whatever a crash leaves under a
+/// segment's name is that segment.
+pub(super) fn recycle(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    log_id: u64,
+    number: u64,
+    spare: &Spare,
+) -> io::Result<()> {
+    spare.file.write_at(&header(log_id, number, spare.length), 0)?;
+    spare.file.sync_data()?;
+    fs.rename(&dir.join(SPARE_NAME), &path_of(dir, number))?;
+    fs.sync_dir(dir)
 }
 
 /// Creates and prepares a segment, so that a later switch to it needs no space.

@@ -19,6 +19,7 @@ use super::frame::{ECHO_BYTES, Echo, FramePlace, FrameWriter, SEAL_BYTES};
 use super::queue::{Change, Queued, Shared};
 use super::recovery::carry;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
+use super::tidy::Spare;
 use super::written::{Home, Written};
 use crate::fs::FileSystem;
 use crate::log_store::{GroupId, LogEntry, LogError, LogPosition};
@@ -73,6 +74,8 @@ pub(super) struct Writer {
     pub(super) written: Written,
     pub(super) current: Current,
     pub(super) prepared: Option<Prepared>,
+    /// What the next segment can be made of.
+    pub(super) spare: Option<Spare>,
     /// Number of the next segment that is made. None is used twice.
     pub(super) number_next: u64,
     /// Number of the last batch.

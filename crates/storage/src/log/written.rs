@@ -42,8 +42,8 @@ impl Uses {
         self.list.push_back(SegmentUse { segment, length, live_entries: 0, live_bytes: 0 });
     }
 
-    pub(super) fn pop_oldest(&mut self) {
-        self.list.pop_front();
+    pub(super) fn pop_oldest(&mut self) -> Option<SegmentUse> {
+        self.list.pop_front()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,5 @@
 //! Segment files as they are read, and where the log ends among them.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +50,6 @@ impl Image {
             number: self.number,
             length: self.bytes.len() as u64,
             header_whole: self.is_prepared(),
-            garbage: non_zero(&self.bytes, FIRST_FRAME),
             file: self.file,
         }
     }
@@ -203,11 +201,4 @@ pub(super) fn groups_near(image: &Image, at: usize) -> Vec<GroupId> {
     groups.sort_unstable();
     groups.dedup();
     groups
-}
-
-/// The range from `from` to behind the last byte that is not zero.
-pub(super) fn non_zero(bytes: &[u8], from: usize) -> Option<Range<usize>> {
-    let rest = bytes.get(from..)?;
-    let last = rest.iter().rposition(|byte| *byte != 0)?;
-    Some(from..from + last + 1)
 }

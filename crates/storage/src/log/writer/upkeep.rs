@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::super::frame::{ENTRY_OVERHEAD_BYTES, FRAME_OVERHEAD_BYTES, SMALL_RECORD_BYTES};
 use super::super::queue::State;
 use super::super::read::read_entry;
-use super::super::segment::{SEGMENT_HEADER_BYTES, Segment, header, path_of};
-use super::super::tidy;
+use super::super::segment::{SEGMENT_HEADER_BYTES, SPARE_NAME, Segment, header, path_of};
+use super::super::tidy::{self, Spare};
 use super::{Batch, Copied, Current, Prepared, Writer};
 use crate::log_store::{GroupId, LogEntry, LogPosition};
 
@@ -301,8 +301,17 @@ impl Writer {
     }
 
     fn make(&mut self, length: u64) -> io::Result<()> {
-        self.within_bound(length)?;
         let number = self.number_next;
+        let spare = self.spare.take_if(|spare| spare.length == length);
+        if let Some(spare) = spare {
+            tidy::recycle(&*self.fs, &self.dir, self.log_id, number, &spare)?;
+            let segment = Arc::new(Segment { number, file: spare.file });
+            self.number_next += 1;
+            self.prepared = Some(Prepared { segment, length });
+            return Ok(());
+        }
+        self.drop_spare()?;
+        self.within_bound(length)?;
         match tidy::prepare(&*self.fs, &self.dir, self.log_id, number, length) {
             Ok(file) => {
                 let segment = Arc::new(Segment { number, file });
@@ -318,12 +327,21 @@ impl Writer {
         }
     }
 
+    /// Gives the space of what cannot be used back.
+    fn drop_spare(&mut self) -> io::Result<()> {
+        match self.spare.take() {
+            Some(_) => tidy::remove_if_there(&*self.fs, &self.dir.join(SPARE_NAME)),
+            None => Ok(()),
+        }
+    }
+
     fn lengthen(&mut self, segment: Arc<Segment>, length: u64, wanted: u64) -> io::Result<()> {
         let least = wanted + self.reserve() + SEGMENT_HEADER_BYTES + super::SEAL_BYTES;
         let longer = least.next_multiple_of(4096);
         if longer <= length {
             return Ok(());
         }
+        self.drop_spare()?;
         self.within_bound(longer - length)?;
         segment.file.allocate(longer)?;
         // The file first: a header that is durable never promises a length that is not.
@@ -350,8 +368,23 @@ impl Writer {
         while let Some(found) = self.written.uses.oldest()
             && found.segment.number < oldest
         {
-            self.fs.remove(&path_of(&self.dir, found.segment.number))?;
-            self.written.uses.pop_oldest();
+            let path = path_of(&self.dir, found.segment.number);
+            let gone = self.written.uses.pop_oldest();
+            // Whoever still reads it goes on reading it: only a file of nobody is written again.
+            let unread = gone.and_then(|gone| Some((Arc::into_inner(gone.segment)?, gone.length)));
+            match unread {
+                // Segments grow and shrink: what was as long as the current one is likely to be
+                // wanted again.
+                Some((segment, length))
+                    if self.spare.is_none()
+                        && length == self.current.length
+                        && !self.short_of_space =>
+                {
+                    self.fs.rename(&path, &self.dir.join(SPARE_NAME))?;
+                    self.spare = Some(Spare { file: segment.file, length });
+                }
+                Some(_) | None => self.fs.remove(&path)?,
+            }
             removed = true;
         }
         if removed {
@@ -367,8 +400,9 @@ impl Writer {
         state.room.prepared = next.map_or(0, Prepared::free);
         state.stats.bytes_written = self.bytes_written;
         state.stats.segments = self.written.uses.len() as u64 + u64::from(next.is_some());
-        state.stats.disk_bytes =
-            self.written.uses.disk_bytes() + next.map_or(0, |next| next.length);
+        state.stats.disk_bytes = self.written.uses.disk_bytes()
+            + next.map_or(0, |next| next.length)
+            + self.spare.as_ref().map_or(0, |spare| spare.length);
     }
 }
 
