@@ -131,6 +131,9 @@ impl Replay {
                 return Err("a record follows the seal".into());
             }
             if let Record::Echo { count } = record {
+                if starts {
+                    return Err("an opening says everything and repeats nothing".into());
+                }
                 self.echo(count, &mut records, gap && lost_one)?;
                 echoed = gap && lost_one;
                 self.doubts.close_gap(echoed);
@@ -276,11 +279,7 @@ impl Replay {
         let sure = self.doubts.entries_are_sure(group);
         let state = self.groups.entry(group).or_default();
         state.mark_lost(from, last, lost);
-        let end = match state.slots.len() as u64 {
-            0 => state.purged.map(|mark| mark.index),
-            count => Some(state.first + count - 1),
-        };
-        if end == last.map(|last| last.index) {
+        if ends_with(state, last) {
             self.doubts.settle(group);
             return Ok(());
         }
@@ -288,7 +287,10 @@ impl Replay {
             return Err(of(group, "a loss leaves other entries than there are"));
         }
         state.last = match state.slots.back() {
-            Some(slot) => end.map(|index| LogPosition { term: slot.term, index }),
+            Some(slot) => {
+                let index = state.first + state.slots.len() as u64 - 1;
+                Some(LogPosition { term: slot.term, index })
+            }
             None => state.purged,
         };
         Ok(())
@@ -376,6 +378,9 @@ impl Replay {
             return Err(of(group, "nothing was there to truncate"));
         }
         state.truncate(from, last);
+        if !ends_with(state, last) {
+            return Err(of(group, "a truncation leaves other entries than there are"));
+        }
         Ok(())
     }
 
@@ -410,7 +415,13 @@ impl Replay {
                     reason: "entries from before the oldest segment were not copied forward",
                 });
             }
-            let Some(loss) = loss_of(state, hole, self.doubts.left(*group)) else { continue };
+            let Some(loss) = loss_of(state, hole, self.doubts.left(*group)) else {
+                if state.slots.is_empty() {
+                    // A truncation behind lost frames may have named an entry that is not here.
+                    state.last = state.purged;
+                }
+                continue;
+            };
             let last = if state.reaches(loss.from) {
                 position_before(state, loss.from).or(state.purged)
             } else if state.slots.is_empty() {
@@ -462,6 +473,15 @@ fn check_range(group: GroupId, first: u64, count: u64) -> Result<(), ReplayFault
 
 fn has_hole(state: &GroupState<FoundSlot>) -> bool {
     state.slots.iter().any(|slot| slot.segment == NOWHERE)
+}
+
+/// Whether a group's entries end where a record says. The term of an entry that was not met yet is
+/// not known.
+fn ends_with(state: &GroupState<FoundSlot>, last: Option<LogPosition>) -> bool {
+    match state.slots.len() as u64 {
+        0 => last == state.purged,
+        count => last.is_some_and(|last| last.index == state.first + count - 1),
+    }
 }
 
 /// What is in front of an index, if that is known.
@@ -529,6 +549,13 @@ fn reconcile(
 
 /// A group as an opening describes it, its entries yet to be met.
 fn hollow(carried: Carried, entries_max: u64) -> Option<GroupState<FoundSlot>> {
+    // The entries come behind the mark, and an index behind either.
+    let covers = |mark: LogPosition| {
+        INDEX_MAX <= mark.index || carried.live.is_some_and(|(first, _)| first <= mark.index)
+    };
+    if carried.purged.is_some_and(covers) {
+        return None;
+    }
     let mut state = GroupState {
         hard_state: carried.hard_state,
         purged: carried.purged,

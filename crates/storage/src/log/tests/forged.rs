@@ -2,7 +2,8 @@
 //! never a panic, and never an entry that cannot be read.
 
 use super::super::frame::{Carried, FramePlace, FrameWriter, reseal};
-use super::super::segment::{FORMAT_VERSION, header, identity, name_of};
+use super::super::group::INDEX_MAX;
+use super::super::segment::{FORMAT_VERSION, HEADER_LENGTH, header, identity, name_of};
 use super::damage::{frames, path, scripted};
 use super::*;
 use crate::fs::FileSystem;
@@ -110,16 +111,18 @@ impl Random {
     }
 }
 
+const LOG_ID: u64 = 77;
+
+fn put(fs: &MemoryFs, name: &str, bytes: Vec<u8>) {
+    fs.create(&path(name), bytes.len() as u64).unwrap();
+    fs.replace(&path(name), bytes).unwrap();
+}
+
 /// A log of one or two segments, each with an opening and some frames of random records.
 fn forge(random: &mut Random) -> MemoryFs {
-    const LOG_ID: u64 = 77;
     let fs = MemoryFs::new();
     fs.create_dir_all(Path::new(DIR)).unwrap();
-    let put = |name: &str, bytes: Vec<u8>| {
-        fs.create(&path(name), bytes.len() as u64).unwrap();
-        fs.replace(&path(name), bytes).unwrap();
-    };
-    put("identity", identity(LOG_ID).to_vec());
+    put(&fs, "identity", identity(LOG_ID).to_vec());
     let (mut batch, mut checksum) = (random.below(3), 0);
     let segments = 1 + random.below(2);
     for number in 1..=segments {
@@ -149,7 +152,7 @@ fn forge(random: &mut Random) -> MemoryFs {
             bytes.extend_from_slice(frame);
         }
         bytes.resize(8192.max(bytes.len()), 0);
-        put(&name_of(number), bytes);
+        put(&fs, &name_of(number), bytes);
     }
     fs
 }
@@ -160,7 +163,7 @@ fn check(fs: &MemoryFs, what: &str) -> bool {
     let Ok(log) = open(fs, small()) else { return false };
     let picture = |log: &SegmentedLog| {
         let all = log.groups().into_iter();
-        all.map(|group| (group, log.group(group), readable(log, group))).collect::<Vec<_>>()
+        all.map(|group| (group, log.group(group), readable(log, group, what))).collect::<Vec<_>>()
     };
     let before = picture(&log);
     let fresh = group(900);
@@ -175,16 +178,41 @@ fn check(fs: &MemoryFs, what: &str) -> bool {
 }
 
 /// Every live entry, from the first index that is one.
-fn readable(log: &SegmentedLog, group: GroupId) -> Vec<LogEntry> {
+fn readable(log: &SegmentedLog, group: GroupId, what: &str) -> Vec<LogEntry> {
     let state = log.shared.state.lock();
     let slots = &state.index.groups[&group];
     let live = slots.first..slots.first + slots.slots.len() as u64;
     drop(state);
     let mut found = Vec::new();
     for index in live {
-        found.extend(log.read(group, index..index + 1, usize::MAX).unwrap());
+        let read = log.read(group, index..index + 1, usize::MAX);
+        found.extend(read.unwrap_or_else(|error| panic!("{what}: {group:?}: {error}")));
     }
     found
+}
+
+#[test]
+fn a_carried_purge_mark_that_no_index_can_follow_is_an_error() {
+    for (index, opens) in [(7, true), (INDEX_MAX, false), (u64::MAX, false)] {
+        let mut frame = FrameWriter::default();
+        frame.begin();
+        frame.opening(1, 1);
+        let purged = Some(at(1, index));
+        let carried = Carried { hard_state: None, purged, live: None, lost: None };
+        frame.opening_group(group(1), carried);
+        // This asks for the index behind the mark.
+        frame.append(group(1), at(1, index.wrapping_add(1)), 1, Some(1));
+        frame.entry(group(1), at(1, index.wrapping_add(1)), &[7; 20]);
+        let place = FramePlace { log_id: LOG_ID, segment: 1, offset: HEADER_LENGTH as u64 };
+        let mut bytes = header(LOG_ID, 1, 8192).to_vec();
+        bytes.extend_from_slice(frame.finish(place, 1, 0).0);
+        bytes.resize(8192, 0);
+        let fs = MemoryFs::new();
+        fs.create_dir_all(Path::new(DIR)).unwrap();
+        put(&fs, "identity", identity(LOG_ID).to_vec());
+        put(&fs, &name_of(1), bytes);
+        assert_eq!(check(&fs, &format!("index {index}")), opens, "index {index}");
+    }
 }
 
 #[test]
