@@ -52,6 +52,8 @@ pub enum WhyNot {
     Hysteresis,
     /// It was moved or split a short while ago.
     Settling,
+    /// Its last operator was given up a moment ago.
+    Resting,
 }
 
 /// Something that was not done.
@@ -94,6 +96,7 @@ impl WhyNot {
             Self::NoLeaderTarget => "no leader target",
             Self::Hysteresis => "hysteresis",
             Self::Settling => "settling",
+            Self::Resting => "resting",
         }
     }
 
@@ -105,6 +108,7 @@ impl WhyNot {
             Self::NoLeader | Self::OperatorInFlight | Self::LimitReached(_) | Self::Settling => {
                 "wait"
             }
+            Self::Resting => "wait; the node that leads the catalog logs why it was given up",
             Self::BelowTimer(_) => "wait for the node or its timer, or decommission it",
             Self::NoRoom => "add a node, or a disk, in a zone of the class's regions",
             Self::NoRoomInRegion => "add nodes to the region, or bring the lost ones back",
@@ -141,7 +145,8 @@ impl fmt::Display for WhyNot {
             | Self::ResidencyForbids
             | Self::NoLeaderTarget
             | Self::Hysteresis
-            | Self::Settling => f.write_str(self.name()),
+            | Self::Settling
+            | Self::Resting => f.write_str(self.name()),
         }
     }
 }

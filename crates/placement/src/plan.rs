@@ -133,6 +133,7 @@ fn split_instead(survey: &Survey<'_>, entry: &ShardEntry, why: WhyNot) -> Option
         | WhyNot::OperatorInFlight
         | WhyNot::Hysteresis
         | WhyNot::Settling
+        | WhyNot::Resting
         | WhyNot::ClassUnknown(_)
         | WhyNot::QuorumLost
         | WhyNot::NoLeader => return None,

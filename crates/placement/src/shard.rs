@@ -109,6 +109,8 @@ impl<'a> Shard<'a> {
             Some(WhyNot::QuorumLost)
         } else if need.is_some() && status.leader.is_none() {
             Some(WhyNot::NoLeader)
+        } else if self.survey.now < status.rest_until {
+            Some(WhyNot::Resting)
         } else if need.is_none() {
             count.silent.map(WhyNot::BelowTimer)
         } else {

@@ -187,6 +187,7 @@ fn read_shard(words: &[&str]) -> ShardStatus {
         load: 0,
         change_time: Timestamp(0),
         busy_since: Timestamp(0),
+        rest_until: Timestamp(0),
         lead_time: Timestamp(0),
     };
     for word in &words[2..] {
@@ -199,6 +200,7 @@ fn read_shard(words: &[&str]) -> ShardStatus {
             "anchors" => shard.anchors = value.parse().unwrap(),
             "load" => shard.load = value.parse().unwrap(),
             "led" => shard.lead_time = Timestamp(value.parse().unwrap()),
+            "rests" => shard.rest_until = Timestamp(value.parse().unwrap()),
             "busy" => shard.busy_since = Timestamp(value.parse().unwrap()),
             "changed" => shard.change_time = Timestamp(value.parse().unwrap()),
             "range" => {

@@ -96,6 +96,8 @@ pub struct ShardStatus {
     pub lead_time: Timestamp,
     /// Since when it has had too much load without a pause; 0 if for long.
     pub busy_since: Timestamp,
+    /// Until when it is left alone because its last operator was given up; 0 if it is not.
+    pub rest_until: Timestamp,
 }
 
 /// A placement class.

@@ -53,8 +53,6 @@ struct Scheduler {
     observer: Observer,
     /// The operators that are seen to, by shard and number.
     tasks: BTreeMap<(ShardId, u64), JoinHandle<()>>,
-    /// Shards whose operator was given up, and until when they are left alone.
-    resting: BTreeMap<ShardId, Timestamp>,
     /// Shards for which a step was found impossible since the last plan.
     hopeless: Arc<Mutex<BTreeSet<ShardId>>>,
     rounds: u64,
@@ -81,7 +79,6 @@ impl Scheduler {
             settings,
             observer,
             tasks: BTreeMap::new(),
-            resting: BTreeMap::new(),
             hopeless: Arc::default(),
             rounds: 0,
         }
@@ -117,6 +114,10 @@ impl Scheduler {
     }
 
     fn plan(&mut self, survey: &Survey, catalog: &CatalogState, now: Timestamp) -> Vec<Operator> {
+        for shard_id in std::mem::take(&mut *self.hopeless.lock()) {
+            let until = Timestamp(now.0.saturating_add(IMPOSSIBLE_REST_MS));
+            self.observer.rest(shard_id, until);
+        }
         let config = self.settings.planning(&catalog.scheduler);
         let seen = self.observer.seen(survey, config.split_load, now);
         let view = view::cluster_view(survey, catalog, &self.settings, seen);
@@ -126,13 +127,7 @@ impl Scheduler {
         for (why, count) in &plan.refused {
             tracing::debug!(why, count, "some shards could use a change and get none");
         }
-        self.resting.retain(|_, until| now < *until);
-        for shard_id in std::mem::take(&mut *self.hopeless.lock()) {
-            self.resting.insert(shard_id, Timestamp(now.0.saturating_add(IMPOSSIBLE_REST_MS)));
-        }
-        let mut operators = plan.operators;
-        operators.retain(|operator| !self.resting.contains_key(&operator.shard_id));
-        operators
+        plan.operators
     }
 
     async fn start(&self, operators: Vec<Operator>, now: Timestamp) {
@@ -176,7 +171,7 @@ impl Scheduler {
 
     async fn finish(&mut self, record: &OperatorRecord, now: Timestamp) {
         let shard_id = record.operator.shard_id;
-        self.resting.insert(shard_id, Timestamp(now.0 + REST_MS));
+        self.observer.rest(shard_id, Timestamp(now.0.saturating_add(REST_MS)));
         let command = CatalogCommand::FinishOperator { shard_id, number: record.number };
         self.propose(command).await;
     }

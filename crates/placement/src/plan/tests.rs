@@ -176,6 +176,20 @@ fn a_silent_node_is_waited_for() {
 }
 
 #[test]
+fn a_shard_whose_operator_was_given_up_is_left_alone_for_a_while() {
+    check(
+        SIX,
+        "n3 down\ns1 c1 n1* n2 n3 rests=1000000001\ns2 c1 n1* n2 n3 rests=1000000000\n\
+         s3 c1 n4* n5 n6 rests=2000000000",
+        expect![[r#"
+            s2@1.1.1 add n6, wait n6, voters +n6 -n3, remove n3: n3 is dead
+            s1 not: n3 is dead: resting
+            s3 not: resting
+        "#]],
+    );
+}
+
+#[test]
 fn lost_quorum_and_lost_leader_are_left_alone() {
     check(
         SIX,

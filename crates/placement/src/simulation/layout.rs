@@ -217,6 +217,7 @@ fn shard(number: u64, count: u64, region: u64, nodes: &[NodeId], bytes: u64) -> 
         load: SHARD_LOAD,
         change_time: Timestamp(0),
         busy_since: Timestamp(0),
+        rest_until: Timestamp(0),
         lead_time: Timestamp(0),
     }
 }

@@ -68,6 +68,8 @@ pub(super) struct Observer {
     steady_since: BTreeMap<NodeId, Timestamp>,
     epochs: BTreeMap<ShardId, Epoch>,
     seen: BTreeMap<ShardId, ShardPast>,
+    /// Shards whose operator was given up, and until when they are left alone.
+    resting: BTreeMap<ShardId, Timestamp>,
 }
 
 /// What was seen of a shard over time. Times are 0 for what was so before anybody looked.
@@ -86,6 +88,8 @@ pub struct ShardPast {
     pub load_milli: u64,
     /// A replica that its node, which answers, does not have.
     pub absent: Option<Absent>,
+    /// Until when it is left alone because its last operator was given up.
+    pub rest_until: Timestamp,
 }
 
 /// A replica that is not where it should be.
@@ -111,6 +115,7 @@ impl Observer {
             steady_since: BTreeMap::new(),
             epochs: BTreeMap::new(),
             seen: BTreeMap::new(),
+            resting: BTreeMap::new(),
         }
     }
 
@@ -120,6 +125,11 @@ impl Observer {
         let (wall, monotonic) = self.began;
         let passed = self.clock.monotonic().saturating_sub(monotonic);
         Timestamp(wall.0.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Leaves a shard alone until then.
+    pub(super) fn rest(&mut self, shard_id: ShardId, until: Timestamp) {
+        self.resting.insert(shard_id, until);
     }
 
     /// Whether it has listened long enough to tell a silent node from one that was not asked yet.
@@ -210,6 +220,7 @@ impl Observer {
         now: Timestamp,
     ) -> &BTreeMap<ShardId, ShardPast> {
         let is_first = self.epochs.is_empty();
+        self.resting.retain(|_, until| now < *until);
         let mut epochs = BTreeMap::new();
         let mut seen = BTreeMap::new();
         for shard in survey.shards() {
@@ -224,6 +235,7 @@ impl Observer {
                 now_seen.change_time = now;
             }
             now_seen.note_absent(survey, &shard, now);
+            now_seen.rest_until = self.resting.get(&shard_id).copied().unwrap_or_default();
             if let Some((node_id, leader)) = shard.leader {
                 now_seen.lead(node_id, leader.load, now);
             }

@@ -112,6 +112,7 @@ fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast, absent_ms: u64) -> Sha
         change_time: seen.change_time,
         lead_time: seen.lead_time,
         busy_since: seen.busy_since,
+        rest_until: seen.rest_until,
     }
 }
 

@@ -185,6 +185,18 @@ async fn what_cannot_be_split_is_given_up_and_left_alone() {
     .await;
     let after = shards(&core).await.unwrap();
     assert_eq!((after.len(), after[0].1), (1, epoch), "an empty shard has no middle");
+    // Whichever node is asked says that nothing is done for it for now.
+    eventually("the shard rests", || {
+        let mut placement = cluster.placement(1);
+        async move {
+            let plan = placement.explain_plan(ExplainPlanRequest {}).await.ok()?.into_inner();
+            let rests = |refusal: &anchorhold_proto::admin_v1::Refusal| {
+                (refusal.shard_id, &*refusal.cause) == (shard_id.0, "resting")
+            };
+            plan.refusals.iter().any(rests).then_some(())
+        }
+    })
+    .await;
     drop(core);
     cluster.stop_all().await;
 }
