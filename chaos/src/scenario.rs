@@ -115,6 +115,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("damaged-files", include_str!("../scenarios/damaged-files.toml")),
     ("all-zones-power-loss", include_str!("../scenarios/all-zones-power-loss.toml")),
     ("swarm", include_str!("../scenarios/swarm.toml")),
+    ("marathon", include_str!("../scenarios/marathon.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
     ("splits", include_str!("../scenarios/splits.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),

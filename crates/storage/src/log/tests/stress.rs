@@ -149,3 +149,60 @@ fn an_entry_overwritten_before_it_was_written_never_lends_its_place() {
     let log = open(&fs.after_crash(0), config).unwrap();
     assert_eq!(read_all(&log, group(1)), vec![second]);
 }
+
+/// A log whose disk is so slow that many changes share a frame.
+fn slow_log() -> SegmentedLog {
+    let fs = MemoryFs::new();
+    fs.before_each_call(|| std::thread::sleep(Duration::from_millis(2)));
+    open(&fs, LogConfig { segment_bytes: 1 << 20, ..small() }).unwrap()
+}
+
+#[test]
+fn completions_of_large_and_small_frames_come_in_order_and_all_before_the_close_returns() {
+    let log = slow_log();
+    let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    for index in 0..400 {
+        let told = Arc::clone(&told);
+        let done = move |outcome: Result<(), LogError>| {
+            outcome.unwrap();
+            // Those that come after it are on disk before it is through.
+            std::thread::sleep(Duration::from_micros(300));
+            told.lock().push(index);
+        };
+        log.submit(append(group(index % 7), 1, index / 7..index / 7 + 1, 40), Box::new(done));
+        if index % 50 == 49 {
+            std::thread::sleep(Duration::from_millis(15));
+        }
+    }
+    log.close();
+    assert_eq!(*told.lock(), (0..400).collect::<Vec<_>>());
+    assert!(log.stats().fsyncs < 200, "many share a frame: {:?}", log.stats());
+}
+
+#[test]
+fn a_completion_among_many_may_close_the_log_and_ask_it_for_more() {
+    let log = Arc::new(slow_log());
+    let (sender, told) = std::sync::mpsc::channel();
+    for index in 0..100 {
+        let (closing, sender) = (Arc::clone(&log), sender.clone());
+        let done = move |outcome: Result<(), LogError>| {
+            let refused = index == 60 && {
+                closing.close();
+                let (late, answer) = std::sync::mpsc::channel();
+                let change = append(group(9), 1, 0..1, 40);
+                closing.submit(change, Box::new(move |outcome| drop(late.send(outcome))));
+                drop(closing);
+                !matches!(answer.recv_timeout(Duration::ZERO), Ok(Ok(())))
+            };
+            sender.send((index, outcome.is_ok(), refused)).unwrap();
+        };
+        log.submit(append(group(1), 1, index..index + 1, 40), Box::new(done));
+    }
+    drop(sender);
+    let told: Vec<_> = told.iter().collect();
+    assert_eq!(
+        told.iter().map(|(index, ..)| *index).collect::<Vec<_>>(),
+        (0..100).collect::<Vec<_>>()
+    );
+    assert!(told.iter().all(|(_, is_ok, _)| *is_ok) && told[60].2);
+}
