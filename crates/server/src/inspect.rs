@@ -322,7 +322,7 @@ fn contained_damage(report: &OpenReport) -> Damage {
         "Nothing that is still needed is lost: the node starts. Check its disk."
     } else {
         "The node starts. A replica that lost entries gets them from its peers; one that may have \
-         lost its vote must be replaced. Check its disk."
+         lost its vote is replaced by the cluster, if most of the others live. Check its disk."
     };
     Damage { what: what.join("; "), next: next.to_owned() }
 }
