@@ -33,7 +33,7 @@ use crate::machine::damaged;
 use crate::members::MemberCall;
 use crate::membership;
 use crate::renewal::{self, Told};
-use crate::replica::{NodeParts, Replica};
+use crate::replica::{NodeParts, Replica, Standing};
 use crate::seams::BoxFuture;
 use crate::shard_index;
 use crate::shard_upkeep;
@@ -486,8 +486,8 @@ impl Host {
     async fn found_cluster(&self, name: String) {
         let catalog = self.catalog_replica();
         let identity = &self.inner.identity;
-        if !renewal::may_found(&catalog) {
-            return;
+        if !renewal::may_found(&catalog) || catalog.fence().is_some() {
+            return; // What it knows of the cluster is lost, not missing.
         }
         if catalog.raft().is_initialized().await.unwrap_or(true) {
             return;
@@ -541,6 +541,8 @@ async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Repl
         fence::close_if_forgotten(&parts.seams.log, CATALOG_GROUP).await?;
     }
     let seams = &parts.seams;
-    let replica_id = renewal::settled_id(&seams.log, &seams.snapshots, identity.node_id).await?;
+    let member = Standing::read(parts, CATALOG_GROUP)?.catalog_member(identity.node_id);
+    let replica_id =
+        renewal::settled_id(&seams.log, &seams.snapshots, identity.node_id, member).await?;
     Replica::open(parts, CATALOG_GROUP, replica_id).await
 }

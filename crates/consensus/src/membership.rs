@@ -67,7 +67,9 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
     let ids: BTreeMap<NodeId, ReplicaId> =
         membership.nodes().map(|(id, node)| (NodeId(node.node_id), ReplicaId(*id))).collect();
     let id_of = |node: &NodeId| ids.get(node).map(|id| id.0);
-    let lost = host.told().lost(&ids);
+    let mut lost = host.told().lost(&ids);
+    let away = catalog.nodes.values().filter(|node| node.state == NodeState::Down);
+    lost.extend(away.map(|node| node.node_id).filter(|node| !voting.contains(node)));
     let members: Vec<CatalogMember> = membership
         .nodes()
         .map(|(id, node)| CatalogMember {

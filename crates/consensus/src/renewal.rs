@@ -38,6 +38,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const LOOKS_AS_MEMBER: u32 = 20;
 /// How long the catalog's leader may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Renewals that a node may have gone through without its rows knowing of one as a member.
+const FAR_BEYOND: u32 = 64;
 /// Where the count of a node's replicas of the catalog stands in their ids.
 const GENERATION_SHIFT: u32 = 32;
 
@@ -173,22 +175,41 @@ impl Host {
         tracing::info!(from = %old.replica_id(), "another replica of the catalog takes its place");
         card.write(&seams.snapshots, CATALOG_GROUP)?;
         old.stop("another replica of the catalog takes its place").await;
-        let replica_id = settled_id(&seams.log, &seams.snapshots, self.identity().node_id).await?;
+        let node = self.identity().node_id;
+        let replica_id = settled_id(&seams.log, &seams.snapshots, node, None).await?;
         self.set_catalog(Replica::open(self.parts(), CATALOG_GROUP, replica_id).await?);
         Ok(())
     }
 }
 
-/// The id of a node's replica of the catalog; ends a renewal that a crash has cut.
+/// The id of a node's replica of the catalog; ends a renewal that a crash has cut. `member` is the
+/// latest that its rows or file know of as a member.
+///
+/// Where the card is damaged, or missing though there was one, nobody knows whether the id that was
+/// known last was the last: one is taken that is far beyond.
 ///
 /// # Errors
-/// If its card or the log fails.
+/// If the card cannot be written or the log fails.
 pub(crate) async fn settled_id(
     log: &Arc<dyn LogStore>,
     snapshots: &SnapshotStore,
     node: NodeId,
+    member: Option<ReplicaId>,
 ) -> Result<ReplicaId, StateError> {
-    let Some(card) = Card::read(snapshots, CATALOG_GROUP)? else { return Ok(first_id(node)) };
+    let first = first_id(node);
+    let known = member.map_or(first, |member| member.max(first));
+    let card = match Card::read(snapshots, CATALOG_GROUP) {
+        Ok(None) if known == first => return Ok(first),
+        Ok(Some(card)) => card,
+        Ok(None) | Err(_) => {
+            tracing::error!("the card of the catalog's replica is damaged: another one begins");
+            let replica_id = (0..FAR_BEYOND).fold(known, |id, _| next_id(id)).0;
+            let made_at = Epoch::FIRST.conf_version;
+            let card = Card { replica_id, made_at, may_found: false, is_gone: true };
+            card.write(snapshots, CATALOG_GROUP)?;
+            card
+        }
+    };
     if card.is_gone {
         // What the log has is of the one before.
         if log.group(CATALOG_GROUP).is_some() {
@@ -250,16 +271,29 @@ mod tests {
             let hard_state = HardState { term, voted_for: Some(1), committed: true };
             LogWrite::SaveHardState { group: CATALOG_GROUP, hard_state }
         };
-        assert_eq!(settled_id(&log, &snapshots, NODE).await.unwrap(), first_id(NODE));
+        assert_eq!(settled_id(&log, &snapshots, NODE, None).await.unwrap(), first_id(NODE));
         birth::write(&log, vote(4)).await.unwrap();
         let next = next_id(first_id(NODE));
         let card = Card { replica_id: next.0, made_at: 1, may_found: false, is_gone: true };
         card.write(&snapshots, CATALOG_GROUP).unwrap();
-        assert_eq!(settled_id(&log, &snapshots, NODE).await.unwrap(), next);
+        assert_eq!(settled_id(&log, &snapshots, NODE, None).await.unwrap(), next);
         assert!(log.group(CATALOG_GROUP).is_none(), "the vote was another replica's");
         // What the new one promises stays.
         birth::write(&log, vote(5)).await.unwrap();
-        assert_eq!(settled_id(&log, &snapshots, NODE).await.unwrap(), next);
+        assert_eq!(settled_id(&log, &snapshots, NODE, None).await.unwrap(), next);
         assert!(log.group(CATALOG_GROUP).is_some());
+        // A card that is gone, or makes no sense, says nothing of what came after the last member.
+        for damage in [None, Some(&b"no card"[..])] {
+            let dir = tempfile::tempdir().unwrap();
+            let snapshots = SnapshotStore::open(&dir.path().join("snapshots")).unwrap();
+            if let Some(content) = damage {
+                snapshots.set_card(CATALOG_GROUP, content).unwrap();
+            }
+            birth::write(&log, vote(6)).await.unwrap();
+            let found = settled_id(&log, &snapshots, NODE, Some(next)).await.unwrap();
+            assert!(next_id(next) < found && node_of_catalog_replica(found) == NODE);
+            assert!(log.group(CATALOG_GROUP).is_none());
+            assert_eq!(settled_id(&log, &snapshots, NODE, Some(next)).await.unwrap(), found);
+        }
     }
 }

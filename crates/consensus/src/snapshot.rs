@@ -216,7 +216,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 let shard = self.shared.shard_id.0;
                 tracing::warn!(%error, shard, "no room for a snapshot: the one before it stays");
-                current(&self.shared)?.ok_or(error)
+                latest(&self.shared)?.ok_or(error)
             }
             Err(error) => Err(error),
         }
@@ -294,12 +294,19 @@ pub(crate) fn meta_of(file: &SnapshotFile) -> io::Result<SnapshotMeta> {
 /// The replica's latest snapshot. The file that a replica was founded with has no position and is
 /// no snapshot in openraft's sense.
 pub(crate) fn current(shared: &MachineShared) -> io::Result<Option<Snapshot>> {
+    let latest = latest(shared)?;
+    let index = latest.as_ref().and_then(|found| found.meta.last_log_id.map(|id| id.index));
+    let purged = shared.log.group(shared.group).and_then(|log| log.purged).map(|mark| mark.index);
+    // Where damage has cost the log its entries up to what is applied, an older file leads nowhere,
+    // and openraft makes another of the state. The parent of newborns makes none: they begin with
+    // the one that is there.
+    let leads_nowhere = index < purged && !shared.births.is_parent(shared.shard_id);
+    Ok(latest.filter(|_| !leads_nowhere))
+}
+
+fn latest(shared: &MachineShared) -> io::Result<Option<Snapshot>> {
     let latest = shared.snapshots.latest(shared.group).map_err(io::Error::other)?;
-    let purged = shared.log.group(shared.group).and_then(|log| log.purged);
     match latest {
-        // Damage has cost the log its entries up to what is applied: this file leads nowhere, and
-        // openraft makes another of the state.
-        Some(file) if file.header.position.is_some() && file.header.position < purged => Ok(None),
         Some(file) if file.header.position.is_some() => to_snapshot(file).map(Some),
         Some(_) | None => shared.births.of(shared.shard_id).map(|birth| birth.handle()).transpose(),
     }

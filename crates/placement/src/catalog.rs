@@ -40,9 +40,9 @@ pub enum CatalogStep {
 /// that have no voter yet, then present voters, then by id. A voter that is away is replaced if
 /// another node can be, and kept otherwise: to vote with fewer would not bring it back.
 ///
-/// `lost` are the nodes whose replica, a member or not any more, never takes part again. It stops
-/// voting as soon as the others are a quorum without it, and its node follows again when it is not
-/// among these any more.
+/// `lost` are the nodes whose replica, a member or not any more, takes part in nothing: it may have
+/// forgotten a vote, or its node is away and does not vote. It stops voting as soon as the others
+/// are a quorum without it, and its node follows again when it is not among these any more.
 ///
 /// Taken one after the other, the steps come to an end.
 pub fn catalog_voters(
@@ -60,7 +60,8 @@ pub fn catalog_voters(
     let is_ready = |node: &NodeView| {
         good.iter().any(|one| one.node_id == node.node_id && (one.is_voter || one.is_caught_up))
     };
-    let is_awaited = nodes.iter().any(|node| node.accepts_replicas && !is_ready(node));
+    let is_awaited =
+        !lost.is_empty() || nodes.iter().any(|node| node.accepts_replicas && !is_ready(node));
     if best.len() < present.len() && best.is_subset(&present) && is_awaited {
         best = present;
     }

@@ -31,6 +31,7 @@ pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: 
     for (_, shards) in needs {
         for (entry, need) in shards {
             let result = serve(&survey, entry, need)
+                .or_else(|why| serve_next(&survey, entry, need, why).ok_or(why))
                 .or_else(|why| split_instead(&survey, entry, why).ok_or(why));
             settle(&mut plan, &mut survey, entry, Some(need.reason), result);
         }
@@ -116,6 +117,24 @@ fn serve(survey: &Survey<'_>, entry: &ShardEntry, need: Need) -> Result<Operator
         }
         (result, Some(_) | None) => result,
     }
+}
+
+/// What a shard needs beside a dead replica that nothing can be done about: a pair region that stays
+/// away must not keep the home from healing itself.
+fn serve_next(
+    survey: &Survey<'_>,
+    entry: &ShardEntry,
+    need: Need,
+    why: WhyNot,
+) -> Option<Operator> {
+    let is_hopeless =
+        matches!(why, WhyNot::NoRoom | WhyNot::NoRoomInRegion | WhyNot::ResidencyForbids);
+    if !is_hopeless || !matches!(need.reason, Reason::DeadReplica(_)) {
+        return None;
+    }
+    let shard = Shard::new(survey, entry)?;
+    let operator = shard.serve(shard.need_but_for_the_dead()?).ok()?;
+    survey.check_limits(&operator, entry).ok().map(|()| operator)
 }
 
 /// A shard that is too large is split even if nothing can be done about what it needs more: a zone

@@ -174,6 +174,11 @@ impl<'a> Shard<'a> {
         (is_away && status.leader.is_some()).then_some(Reason::LeaderRegion)
     }
 
+    /// What it needs most if its dead replicas are left as they are.
+    pub(crate) fn need_but_for_the_dead(&self) -> Option<Reason> {
+        self.need(&Count { dead: None, ..self.count() })
+    }
+
     /// Whether it should be two. What cannot be cut is not too large.
     pub(crate) fn split_need(&self) -> Option<Reason> {
         let (status, config) = (&self.entry.status, self.survey.config);

@@ -24,7 +24,7 @@ use crate::scheduler::ShardPast;
 use crate::scheduler::operate::Standing;
 
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 4;
+pub const FORMAT_VERSION: u8 = 5;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 //!
 //! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32),
 //! after damage of a certain kind `doubt` (empty: groups that are unknown here may have been here),
-//! for moments `spare` (a file that was a segment and is to be one again), and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
+//! at times `spare` (a file that was a segment and is to be one again), and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
 //! little endian; *v* is a LEB128 number; checksums are CRC32C.
 //!
 //! A **segment** is whole before the one in front of it is full: preallocated, header written, file
@@ -526,6 +526,7 @@ fn build(
         prepared,
         spare: None,
         number_next: recovered.number_next,
+        number_own: recovered.number_next,
         batch: recovered.tail.batch,
         checksum: recovered.tail.checksum,
         oldest,

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_model::catalog::{CatalogState, ClassKind};
+use anchorhold_model::catalog::{CatalogState, ClassKind, Step};
 use anchorhold_model::{Epoch, KeyRange, ReplicaId, ShardDescriptor, ShardId, ShardState};
 use anchorhold_storage::snapshot::SnapshotHeader;
 use anchorhold_storage::{Batch, DiskState, GroupId, LogWrite, StateError};
@@ -127,8 +127,16 @@ impl Host {
         let _changing = self.inner.changing.lock().await;
         self.may_hold(descriptor)?;
         let group = group_of(descriptor);
-        let read = Card::read(&self.inner.parts.seams.snapshots, group);
-        let card = read.map_err(|error| error.to_string())?;
+        let is_ordered = self.is_ordered(descriptor.shard_id, replica_id);
+        let card = match Card::read(&self.inner.parts.seams.snapshots, group) {
+            Ok(card) => card,
+            // An operator under way gives an id out that is later than all before.
+            Err(error) if is_ordered => {
+                tracing::warn!(shard = group.shard, %error, "another replica gets another card");
+                None
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         if card.is_some_and(|card| !card.allows(replica_id)) {
             return Err(format!("{replica_id} was on this node and is gone"));
         }
@@ -148,12 +156,44 @@ impl Host {
             destroyed.map_err(|error| error.to_string())?;
         }
         let _opening = self.inner.opening.lock().await;
+        if is_ordered && self.is_left_over(descriptor) {
+            tracing::info!(shard = group.shard, "removing what is left of a replica");
+            let erased = self.erase(group, descriptor.range).await;
+            erased.map_err(|error| error.to_string())?;
+        }
         match self.may_begin(descriptor) {
             Ok(true) => {}
             Ok(false) => return Err("a part of its keys is another's here, or it waits".to_owned()),
             Err(error) => return Err(error.to_string()),
         }
         self.begin(descriptor, replica_id, false).await.map_err(|error| error.to_string())
+    }
+
+    /// Whether an operator that this node knows of adds a replica with this id here.
+    fn is_ordered(&self, shard: ShardId, replica_id: ReplicaId) -> bool {
+        let catalog = self.catalog().borrow().clone();
+        catalog.operators.get(&shard).is_some_and(|record| {
+            let own = Step::AddLearner(self.inner.identity.node_id);
+            let steps = record.operator.steps.iter().enumerate();
+            steps
+                .filter(|(_, step)| **step == own)
+                .any(|(at, _)| record.replica_id(at) == replica_id)
+        })
+    }
+
+    /// Whether there is something of a shard here that no replica can be opened of, and that none
+    /// waits for. Its shard has removed it, or the leader would not ask for another.
+    fn is_left_over(&self, descriptor: &ShardDescriptor) -> bool {
+        let (shard, group) = (descriptor.shard_id, group_of(descriptor));
+        let seams = &self.inner.parts.seams;
+        let is_known = self.replica(shard).is_some()
+            || self.births().of(shard).is_some()
+            || self.inner.waiting.lock().contains(&group)
+            || self.is_taken(shard, &descriptor.range);
+        let is_something = seams.log.group(group).is_some()
+            || matches!(seams.state.get(&keys::header(shard)), Ok(Some(_)))
+            || matches!(seams.snapshots.latest(group), Ok(Some(_)) | Err(_));
+        !is_known && is_something
     }
 
     /// Whether this node may get a replica of a shard, whoever says so.

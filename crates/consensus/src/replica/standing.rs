@@ -1,4 +1,4 @@
-use anchorhold_model::{ShardDescriptor, ShardId};
+use anchorhold_model::{NodeId, ReplicaId, ShardDescriptor, ShardId};
 use anchorhold_storage::snapshot::SnapshotFile;
 use anchorhold_storage::{GroupId, StateError};
 
@@ -58,6 +58,15 @@ impl Standing {
             },
             (None, None) => Header::default(),
         }
+    }
+
+    /// The latest replica of the catalog that a node has as a member, by what is known here.
+    pub(crate) fn catalog_member(&self, node: NodeId) -> Option<ReplicaId> {
+        let file = self.file.as_ref().map(|(_, content)| &content.membership);
+        let stored = self.stored.as_ref().map(|header| &header.membership);
+        let all = [stored, file].into_iter().flatten();
+        let own = all.flat_map(|stored| stored.membership.nodes.iter());
+        own.filter(|(_, peer)| peer.node_id == node.0).map(|(id, _)| ReplicaId(*id)).max()
     }
 
     /// The shard as the replica opens it; `None` if there is nothing that says so.

@@ -129,6 +129,25 @@ fn a_lost_replica_stays_if_the_others_are_no_quorum_without_it() {
 }
 
 #[test]
+fn a_pair_region_that_is_away_does_not_keep_the_home_from_healing() {
+    let away = format!("{TWO_REGIONS}n4 south/a down\nn5 south/b down\nn6 south/c down");
+    check(
+        &away,
+        "s1 c2 n1* n2 n3! l4 l5",
+        expect![[r#"
+        s1@1.1.1 voters -n3, remove n3: the replica on n3 is lost
+    "#]],
+    );
+    check(
+        &away,
+        "s1 c2 n1* n2 l4 l5",
+        expect![[r#"
+        s1@1.1.1 add n3, wait n3, voters +n3: too few voters
+    "#]],
+    );
+}
+
+#[test]
 fn a_lost_learner_is_built_again() {
     check(
         TWO_REGIONS,

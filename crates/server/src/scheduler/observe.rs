@@ -13,6 +13,7 @@ use anchorhold_placement::lifecycle::{
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
+use crate::request::ReplicaReport;
 use crate::survey::{ShardSurvey, Survey};
 
 /// Entries that a replica may lack and still count as caught up.
@@ -27,14 +28,20 @@ impl ShardPast {
 
     /// Notes which replica its node does not have, the first of several.
     fn note_absent(&mut self, survey: &Survey, shard: &ShardSurvey<'_>, now: Timestamp) {
+        let descriptor = &shard.descriptor;
         let is_absent = |replica: &&Replica| {
-            survey.is_up(replica.node_id)
-                && shard
-                    .replicas
-                    .get(&replica.node_id)
-                    .is_none_or(|found| found.replica != replica.replica_id)
+            let Some(report) = survey.reports.get(&replica.node_id) else { return false };
+            // Where the other shard's replica has yet to split, this one waits.
+            let waits = |other: &ReplicaReport| {
+                other.shard != descriptor.shard_id
+                    && other.descriptor.range.overlaps(&descriptor.range)
+            };
+            let is_here = |found: &ReplicaReport| {
+                (found.shard, found.replica) == (descriptor.shard_id, replica.replica_id)
+            };
+            !report.replicas.iter().any(|found| is_here(found) || waits(found))
         };
-        let found = shard.descriptor.replicas.iter().find(is_absent);
+        let found = descriptor.replicas.iter().find(is_absent);
         self.absent = found.map(|replica| {
             let known = self.absent.filter(|absent| absent.replica_id == replica.replica_id);
             let since = known.map_or(now, |absent| absent.since);

@@ -245,11 +245,16 @@ impl Cluster {
             (self.change)(&mut config);
             config.client_address = self.addresses[node].client;
             config.peer_address = self.addresses[node].peer;
+            // As whoever wrote down once how it is started.
+            config.bootstrap = (node == 0).then(|| "test".to_owned());
             async move {
                 match Running::build(config).await {
                     Ok(node) => Some(node),
-                    Err(NodeError::Store { store: "log", .. } | NodeError::Listen { .. }) => None,
-                    Err(error) => panic!("{error}"),
+                    Err(NodeError::Listen { .. }) => None,
+                    Err(NodeError::Store { store: "log", reason }) if reason.contains("in use") => {
+                        None
+                    }
+                    Err(error) => panic!("{error:?}"),
                 }
             }
         })

@@ -237,6 +237,88 @@ async fn a_node_whose_log_is_gone_is_whole_again_and_nobody_did_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_founder_that_has_forgotten_everything_founds_no_second_cluster() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    let key = cluster.account("one", 2).await;
+    let ids = write(&cluster, &key, 10, 1).await;
+    cluster.stop(0).await;
+    let remove = |name: &str| std::fs::remove_dir_all(cluster.dir(0).join(name)).unwrap();
+    remove("log");
+    remove("state");
+    cluster.restart(0).await;
+    let host = cluster.nodes[0].as_ref().unwrap().core().host.clone();
+    let fenced = host.catalog_replica().replica_id();
+    eventually("the founder has another replica of the catalog", || async {
+        let replica = host.catalog_replica();
+        if replica.replica_id() == fenced {
+            assert!(!replica.is_leader(), "it leads a cluster of its own");
+            return None;
+        }
+        (host.catalog().borrow().accounts.len() == 1).then_some(())
+    })
+    .await;
+    eventually("all replicas take part", || async {
+        let replicas = host.replicas();
+        (replicas.len() == 2 && replicas.iter().all(|one| one.fence().is_none())).then_some(())
+    })
+    .await;
+    drop(host);
+    cluster.stop(0).await;
+    cluster.restart(0).await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 0, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_files_are_gone_is_built_again_on_its_node() {
+    let mut cluster = Cluster::start_with(3, |config| {
+        impatient(config);
+        config.placement.absent_ms = 1_000;
+    })
+    .await;
+    let key = cluster.account("one", 4).await;
+    let mut ids = write(&cluster, &key, 20, 1).await;
+    let hit = id_of(&cluster, 2);
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let (shard_id, before) = {
+        let catalog = core.catalog();
+        let (shard_id, shard) = catalog.shards.iter().next().unwrap();
+        (*shard_id, shard.replica_on(hit).unwrap().replica_id)
+    };
+    cluster.stop(2).await;
+    // Its card makes no sense, and there is no snapshot file; rows and log are there still.
+    let prefix = format!("{:016x}-", shard_id.0);
+    for entry in std::fs::read_dir(cluster.dir(2).join("snapshots")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) && name.ends_with(".snap") {
+            std::fs::remove_file(path).unwrap();
+        } else if name.starts_with(&prefix) {
+            std::fs::write(path, b"no card").unwrap();
+        }
+    }
+    cluster.restart(2).await;
+    eventually("the shard has another replica on the node", || async {
+        let survey = core.survey().await;
+        let shards = survey.shards();
+        let shard = shards.iter().find(|shard| shard.descriptor.shard_id == shard_id)?;
+        let now = shard.descriptor.replica_on(hit)?;
+        (now.replica_id != before && shard.descriptor.voters().count() == 3).then_some(())
+    })
+    .await;
+    cluster.wait_healthy().await;
+    cluster.stop(1).await;
+    ids.extend(write(&cluster, &key, 10, 100).await);
+    cluster.restart(1).await;
+    cluster.stop(2).await;
+    cluster.restart(2).await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 2, &key, &ids).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_to_leave_gives_everything_away_and_is_removed() {
     let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 2], impatient).await;
     let key = cluster.account("one", 4).await;

@@ -38,7 +38,10 @@ impl FileSystem for RealFs {
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let file = RealFile(file);
-        file.allocate(length)?;
+        if 0 < length {
+            // To reserve nothing is an error of its own.
+            file.allocate(length)?;
+        }
         Ok(Arc::new(file))
     }
 
@@ -116,4 +119,18 @@ fn fill(file: &fs::File, length: u64) -> io::Result<()> {
         at += step as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_may_be_created_with_nothing_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for length in [0, 1, 5_000] {
+            let file = RealFs.create(&dir.path().join(length.to_string()), length).unwrap();
+            assert_eq!(file.length().unwrap(), length);
+        }
+    }
 }

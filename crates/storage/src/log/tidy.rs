@@ -233,17 +233,21 @@ pub(super) fn tidy(
 /// so that a sync has no more to do than to write. Its old frames are of another segment, which their
 /// checksums say. The header is the new one's before the name is: whatever a crash leaves under a
 /// segment's name is that segment.
+///
+/// # Errors
+/// The disk's. Either name may be there afterwards.
 pub(super) fn recycle(
     fs: &dyn FileSystem,
     dir: &Path,
     log_id: u64,
     number: u64,
-    spare: &Spare,
-) -> io::Result<()> {
+    spare: Spare,
+) -> io::Result<Arc<dyn File>> {
     spare.file.write_at(&header(log_id, number, spare.length), 0)?;
     spare.file.sync_data()?;
     fs.rename(&dir.join(SPARE_NAME), &path_of(dir, number))?;
-    fs.sync_dir(dir)
+    fs.sync_dir(dir)?;
+    Ok(spare.file)
 }
 
 /// Creates and prepares a segment, so that a later switch to it needs no space.

@@ -80,6 +80,9 @@ pub(super) struct Writer {
     pub(super) spare: Option<Spare>,
     /// Number of the next segment that is made. None is used twice.
     pub(super) number_next: u64,
+    /// The first one that this process has made. A disk that has lost something of an older one may
+    /// do it again: only its own are written again.
+    pub(super) number_own: u64,
     /// Number of the last batch.
     pub(super) batch: u64,
     /// Checksum of the last frame.

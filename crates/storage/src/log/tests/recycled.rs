@@ -89,6 +89,9 @@ fn damage_in_front_of_old_frames_is_told_from_a_torn_end() {
     }
     drop(log);
     let (path, _, frames) = newest(&fs);
+    let behind = *frames.last().unwrap();
+    let is_old = fs.bytes(&path).unwrap()[behind..].windows(4).any(|found| found == b"AHfr");
+    assert!(is_old, "no old frame stands behind the newest");
     let [.., before, last, _] = frames[..] else { panic!("{frames:?}") };
     let hurt = fs.after_kill();
     hurt.flip(&path, before + 30, 1).unwrap();

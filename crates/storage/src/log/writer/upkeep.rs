@@ -303,16 +303,14 @@ impl Writer {
     fn make(&mut self, length: u64) -> io::Result<()> {
         let number = self.number_next;
         let spare = self.spare.take_if(|spare| spare.length == length);
-        if let Some(spare) = spare {
-            tidy::recycle(&*self.fs, &self.dir, self.log_id, number, &spare)?;
-            let segment = Arc::new(Segment { number, file: spare.file });
-            self.number_next += 1;
-            self.prepared = Some(Prepared { segment, length });
-            return Ok(());
+        if spare.is_none() {
+            self.drop_spare()?;
         }
-        self.drop_spare()?;
-        self.within_bound(length)?;
-        match tidy::prepare(&*self.fs, &self.dir, self.log_id, number, length) {
+        let made = self.within_bound(length).and_then(|()| match spare {
+            Some(spare) => tidy::recycle(&*self.fs, &self.dir, self.log_id, number, spare),
+            None => tidy::prepare(&*self.fs, &self.dir, self.log_id, number, length),
+        });
+        match made {
             Ok(file) => {
                 let segment = Arc::new(Segment { number, file });
                 self.number_next += 1;
@@ -321,6 +319,7 @@ impl Writer {
             }
             Err(error) if is_no_space(&error) => {
                 tidy::remove_failed(&*self.fs, &self.dir, number)?;
+                tidy::remove_if_there(&*self.fs, &self.dir.join(SPARE_NAME))?;
                 Err(error)
             }
             Err(error) => Err(error),
@@ -377,6 +376,7 @@ impl Writer {
                 // wanted again.
                 Some((segment, length))
                     if self.spare.is_none()
+                        && self.number_own <= segment.number
                         && length == self.current.length
                         && !self.short_of_space =>
                 {
