@@ -100,7 +100,7 @@ use self::queue::{Room, Shared, State};
 use self::recovery::{FoundSlot, Recovered};
 use self::segment::{DOUBT_NAME, LOCK_NAME, Segment, number_of};
 use self::tidy::Existing;
-use self::writer::{Completer, Current, Prepared, Writer};
+use self::writer::{Current, Prepared, Writer};
 use self::written::{Home, Uses, Written};
 use crate::fs::{FileLock, FileSystem};
 use crate::log_store::{
@@ -234,8 +234,7 @@ pub struct SegmentedLog {
     shared: Arc<Shared>,
     fs: Arc<dyn FileSystem>,
     dir: PathBuf,
-    /// Its threads, which call completions.
-    own: [Option<ThreadId>; 2],
+    writer_id: ThreadId,
     writer: Mutex<Option<JoinHandle<()>>>,
     lock: Mutex<Option<Box<dyn FileLock>>>,
     report: OpenReport,
@@ -277,9 +276,7 @@ impl SegmentedLog {
             segment: Arc::new(Segment { number: next.number, file: next.file }),
             length: next.length,
         });
-        let completer = Completer::start().map_err(failed)?;
-        let completer_id = completer.thread_id();
-        let mut writer = build(Arc::clone(&fs), dir, config, recovered, prepared, completer)?;
+        let mut writer = build(Arc::clone(&fs), dir, config, recovered, prepared)?;
         let current = writer.current.segment.number;
         let is_lost = |damage: &Damage| current <= damage.segment && damage.groups.is_empty();
         writer.must_turn = report.damages.iter().any(is_lost);
@@ -294,7 +291,7 @@ impl SegmentedLog {
             shared,
             fs,
             dir: dir.to_owned(),
-            own: [Some(handle.thread().id()), completer_id],
+            writer_id: handle.thread().id(),
             writer: Mutex::new(Some(handle)),
             lock: Mutex::new(Some(lock)),
             report,
@@ -316,8 +313,8 @@ impl SegmentedLog {
         self.shared.state.lock().closing = true;
         self.shared.work.notify_all();
         self.shared.room.notify_all();
-        if self.is_own_thread() {
-            return; // Closed from a completion: nobody can wait for himself.
+        if std::thread::current().id() == self.writer_id {
+            return; // Closed from a completion: the writer cannot wait for itself.
         }
         let writer = self.writer.lock().take();
         if let Some(writer) = writer
@@ -326,10 +323,6 @@ impl SegmentedLog {
             tracing::error!(dir = %self.dir.display(), "the log's writer panicked");
         }
         self.lock.lock().take();
-    }
-
-    fn is_own_thread(&self) -> bool {
-        self.own.contains(&Some(std::thread::current().id()))
     }
 
     /// Bytes of live entries per group, largest first: whom to ask for a snapshot and a purge when
@@ -359,7 +352,8 @@ impl Drop for SegmentedLog {
 
 impl LogStore for SegmentedLog {
     fn submit(&self, write: LogWrite, done: Completion) {
-        self.shared.submit(write, done, !self.is_own_thread());
+        let may_wait = std::thread::current().id() != self.writer_id;
+        self.shared.submit(write, done, may_wait);
     }
 
     fn group(&self, group: GroupId) -> Option<GroupLog> {
@@ -471,7 +465,6 @@ fn build(
     config: LogConfig,
     recovered: Recovered,
     prepared: Option<Prepared>,
-    completer: Completer,
 ) -> Result<Writer, OpenError> {
     let mut uses = Uses::default();
     let mut segments = BTreeMap::new();
@@ -536,7 +529,6 @@ fn build(
         notes_left: 0,
         copying: writer::Cursor::default(),
         frame: frame::FrameWriter::default(),
-        completer,
         echo: frame::echoes_of(&recovered.tail.frame.1),
         offsets: Vec::new(),
         bytes_written: 0,

@@ -1,11 +1,10 @@
 //! The one thread that writes: drains the queue, one frame, one write, one fsync, then everyone's
-//! completions in order, by itself or, if they are many, by the completer beside it.
+//! completions in order.
 //!
 //! Invariants: at most one frame is not yet durable; a segment is sealed only when its successor
 //! is prepared and durable; a file is removed only when the record that says so is durable. The
 //! first failed write or fsync is the last: nothing is written or acknowledged after it.
 
-mod completer;
 mod upkeep;
 
 use std::collections::VecDeque;
@@ -14,7 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use self::completer::Completer;
 pub(super) use self::upkeep::Cursor;
 use super::LogConfig;
 use super::frame::{ECHO_BYTES, Echo, FramePlace, FrameWriter, SEAL_BYTES};
@@ -101,7 +99,6 @@ pub(super) struct Writer {
     pub(super) notes_left: usize,
     pub(super) copying: Cursor,
     pub(super) frame: FrameWriter,
-    pub(super) completer: Completer,
     /// The hard states in the last frame: the next one repeats them.
     pub(super) echo: Vec<Echo>,
     pub(super) offsets: Vec<u32>,
@@ -140,9 +137,9 @@ impl Writer {
                 }
             }
             if let Some(source) = &failure {
-                let poisoned = || Err(LogError::Poisoned { source: Arc::clone(source) });
-                let told = queue.drain(..).map(|queued| (queued.done, poisoned()));
-                self.completer.complete(told.collect());
+                for queued in queue.drain(..) {
+                    (queued.done)(Err(LogError::Poisoned { source: Arc::clone(source) }));
+                }
             }
             if closing && self.leave() {
                 return;
@@ -227,17 +224,18 @@ impl Writer {
         self.marked &= fsync.is_none();
         self.note_written(queue, &batch);
         self.publish(queue, &batch, fsync);
-        let outcome = |change| match change {
-            Change::Nothing(outcome) => outcome,
-            Change::Append { .. }
-            | Change::Truncate { .. }
-            | Change::SaveHardState { .. }
-            | Change::Purge { .. }
-            | Change::Drop { .. }
-            | Change::MarkLost { .. } => Ok(()),
-        };
-        let told = queue.drain(..batch.count).map(|one| (one.done, outcome(one.change)));
-        self.completer.complete(told.collect());
+        for queued in queue.drain(..batch.count) {
+            let outcome = match queued.change {
+                Change::Nothing(outcome) => outcome,
+                Change::Append { .. }
+                | Change::Truncate { .. }
+                | Change::SaveHardState { .. }
+                | Change::Purge { .. }
+                | Change::Drop { .. }
+                | Change::MarkLost { .. } => Ok(()),
+            };
+            (queued.done)(outcome);
+        }
         if let Some(oldest) = batch.oldest {
             self.remove_below(oldest)?;
         }
