@@ -8,8 +8,9 @@
 //!
 //! A directory holds `lock`, `identity` (magic `AHLOG-ID`, version u32, log id u64, CRC32C u32),
 //! after damage of a certain kind `doubt` (empty: groups that are unknown here may have been here),
-//! at times `spare` (a file that was a segment and is to be one again), and segments named by a number of 16 hexadecimal digits that is never used twice. All numbers are
-//! little endian; *v* is a LEB128 number; checksums are CRC32C.
+//! at times `spare` (a file that was a segment and is to be one again), and segments named by a
+//! number of 16 hexadecimal digits that is never used twice. All numbers are little endian; *v* is a
+//! LEB128 number; checksums are CRC32C.
 //!
 //! A **segment** is whole before the one in front of it is full: preallocated, header written, file
 //! and directory synced. It is created zero-filled, or it was another one that nothing points to and
