@@ -347,14 +347,14 @@ impl Host {
         wire::encode(&answer)
     }
 
-    pub(crate) async fn answer_member_call(&self, content: &[u8]) -> Bytes {
+    pub(crate) async fn answer_member_call(&self, from: NodeId, content: &[u8]) -> Bytes {
         let answer: Result<(), String> = match wire::decode("a member call", content) {
             Ok(MemberCall::Create { descriptor, replica_id }) => {
                 self.create_replica(&descriptor, replica_id).await
             }
             Ok(MemberCall::Removed { descriptor }) => self.remove_replica(&descriptor).await,
-            Ok(MemberCall::CatalogStands { node, replica_id, is_lost }) => {
-                self.note_catalog_stand(node, replica_id, is_lost)
+            Ok(MemberCall::CatalogStands { replica_id, is_lost }) => {
+                self.note_catalog_stand(from, replica_id, is_lost)
             }
             Err(error) => Err(error.to_string()),
         };

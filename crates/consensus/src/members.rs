@@ -99,8 +99,9 @@ pub(crate) enum MemberCall {
     Create { descriptor: Box<ShardDescriptor>, replica_id: ReplicaId },
     /// The shard's members are these now.
     Removed { descriptor: Box<ShardDescriptor> },
-    /// A node's replica of the catalog is this one; it takes part in nothing if it is lost.
-    CatalogStands { node: NodeId, replica_id: ReplicaId, is_lost: bool },
+    /// The calling node's replica of the catalog is this one; it takes part in nothing if it is
+    /// lost.
+    CatalogStands { replica_id: ReplicaId, is_lost: bool },
 }
 
 fn refused(reason: impl ToString) -> MemberError {

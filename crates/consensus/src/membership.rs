@@ -49,11 +49,11 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
     }
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let catalog = host.catalog().borrow().clone();
-    let voting: BTreeSet<NodeId> = membership
-        .nodes()
-        .filter(|(id, _)| voters.contains(id))
-        .map(|(_, node)| NodeId(node.node_id))
-        .collect();
+    let ids: BTreeMap<NodeId, ReplicaId> =
+        membership.nodes().map(|(id, node)| (NodeId(node.node_id), ReplicaId(*id))).collect();
+    let id_of = |node: &NodeId| ids.get(node).map(|id| id.0);
+    let voting: BTreeSet<NodeId> =
+        ids.iter().filter(|(_, id)| voters.contains(&id.0)).map(|(node, _)| *node).collect();
     let nodes = members_to_be(&catalog, &voting);
     // A learner that has nothing yet would hold the quorum back.
     let following: BTreeSet<u64> = metrics
@@ -64,18 +64,15 @@ async fn one_step(host: &Host, replica: &Arc<Replica>) {
         .map(|(id, _)| *id)
         .collect();
     let own = replica.replica_id().0;
-    let ids: BTreeMap<NodeId, ReplicaId> =
-        membership.nodes().map(|(id, node)| (NodeId(node.node_id), ReplicaId(*id))).collect();
-    let id_of = |node: &NodeId| ids.get(node).map(|id| id.0);
     let mut lost = host.told().lost(&ids);
     let away = catalog.nodes.values().filter(|node| node.state == NodeState::Down);
     lost.extend(away.map(|node| node.node_id).filter(|node| !voting.contains(node)));
-    let members: Vec<CatalogMember> = membership
-        .nodes()
-        .map(|(id, node)| CatalogMember {
-            node_id: NodeId(node.node_id),
-            is_voter: voters.contains(id),
-            is_caught_up: *id == own || following.contains(id),
+    let members: Vec<CatalogMember> = ids
+        .iter()
+        .map(|(node_id, id)| CatalogMember {
+            node_id: *node_id,
+            is_voter: voting.contains(node_id),
+            is_caught_up: id.0 == own || following.contains(&id.0),
         })
         .collect();
     match catalog_voters(&nodes, &members, &lost, &PlacementConfig::default()) {

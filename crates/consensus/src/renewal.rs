@@ -121,8 +121,7 @@ pub(crate) async fn keep(host: Host) {
 
 /// Tells all nodes how the replica stands. Whether the catalog's leader has it so.
 async fn tell(host: &Host, replica_id: ReplicaId, is_lost: bool) -> bool {
-    let node = host.identity().node_id;
-    let call = wire::encode(&MemberCall::CatalogStands { node, replica_id, is_lost });
+    let call = wire::encode(&MemberCall::CatalogStands { replica_id, is_lost });
     for (peer, _) in host.peers().addresses() {
         let answer = host.peers().call(peer, CallKind::Member, call.clone(), ASK_TIMEOUT).await;
         let Ok(answer) = answer else { continue };

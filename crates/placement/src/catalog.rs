@@ -297,6 +297,20 @@ mod tests {
     }
 
     #[test]
+    fn two_voters_are_left_while_the_third_node_is_away() {
+        let nodes = "n1 north/a\nn2 north/b";
+        check_lost(nodes, &mut vec![voter(1), voter(2)], &[3], expect![""]);
+        check_lost(
+            nodes,
+            &mut vec![voter(1), voter(2)],
+            &[],
+            expect![[r#"
+            voters n1
+        "#]],
+        );
+    }
+
+    #[test]
     fn the_only_voter_is_kept_though_it_is_lost() {
         let nodes = "n1 north/a\nn2 north/b";
         let behind = CatalogMember { is_caught_up: false, ..learner(2) };

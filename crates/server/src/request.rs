@@ -367,7 +367,7 @@ pub struct ReplicaReport {
     pub votes: bool,
     /// Whether it has stopped, or takes part in nothing.
     pub stopped: bool,
-    /// Whether it has to be replaced: it may have forgotten a vote.
+    /// Whether it has to be replaced, and so has stopped: it may have forgotten a vote.
     pub lost: bool,
     /// Whether a joint change of the shard's members was begun and not finished.
     pub is_joint: bool,

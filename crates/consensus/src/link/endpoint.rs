@@ -292,7 +292,7 @@ impl PeerService for PeerEndpoint {
         let content = match CallKind::from_number(call.kind) {
             Some(CallKind::Server) => self.host.answer_call(from, call.content).await,
             Some(CallKind::Catalog) => self.host.answer_catalog_call(&call.content).await,
-            Some(CallKind::Member) => self.host.answer_member_call(&call.content).await,
+            Some(CallKind::Member) => self.host.answer_member_call(from, &call.content).await,
             Some(CallKind::Vitals) => wire::encode(&self.host.fitness().vitals()),
             Some(CallKind::Refused) => {
                 let node = wire::decode("a node's id", &call.content)

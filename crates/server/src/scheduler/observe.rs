@@ -305,7 +305,12 @@ mod tests {
         other.replica = ReplicaId(99);
         found.reports.get_mut(&NodeId(3)).unwrap().replicas.push(other);
         assert!(look(&found, 9_600).is_absent(missing, 500));
-        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![held];
+        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![held.clone()];
         assert!(!look(&found, 9_700).is_absent(missing, 0));
+        // One whose keys another shard's replica there has yet to give away waits for it.
+        let mut parent = held;
+        parent.shard = ShardId(50);
+        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![parent];
+        assert!(!look(&found, 9_800).is_absent(missing, 0));
     }
 }

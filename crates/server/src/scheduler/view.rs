@@ -90,7 +90,7 @@ fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast, absent_ms: u64) -> Sha
             replica_id: replica.replica_id,
             node_id: replica.node_id,
             role: replica.role,
-            is_live: report.is_some_and(|report| !report.stopped && !report.lost),
+            is_live: report.is_some_and(|report| !report.stopped),
             is_lost: match report {
                 Some(report) => report.lost,
                 None => seen.is_absent(replica.replica_id, absent_ms),

@@ -147,6 +147,19 @@ async fn a_dead_zone_is_rebuilt_in_the_survivors_and_used_again_when_it_is_back(
     cluster.stop_all().await;
 }
 
+/// Without another node the votes of the last one of three decide; it starts as any other, and has
+/// everything.
+async fn check_that_the_last_votes(mut cluster: Cluster, key: &str, mut ids: Vec<String>) {
+    cluster.stop(1).await;
+    ids.extend(write(&cluster, key, 10, 100).await);
+    cluster.restart(1).await;
+    cluster.stop(2).await;
+    cluster.restart(2).await;
+    cluster.wait_healthy().await;
+    read_all(&cluster, 2, key, &ids).await;
+    cluster.stop_all().await;
+}
+
 /// Notes in the log of a node that is stopped that its replicas may have forgotten votes, as a
 /// start does which finds frames that cannot be read.
 async fn forget_votes(cluster: &Cluster, node: usize, is_hit: impl Fn(GroupId) -> bool) -> usize {
@@ -169,7 +182,7 @@ async fn forget_votes(cluster: &Cluster, node: usize, is_hit: impl Fn(GroupId) -
 async fn replicas_that_may_have_forgotten_votes_are_built_again_on_the_only_node_of_their_zone() {
     let mut cluster = Cluster::start_with(3, impatient).await;
     let key = cluster.account("one", 4).await;
-    let mut ids = write(&cluster, &key, 20, 1).await;
+    let ids = write(&cluster, &key, 20, 1).await;
     let hit = id_of(&cluster, 2);
     let before = cluster.nodes[0].as_ref().unwrap().core().catalog().shards.clone();
     cluster.stop(2).await;
@@ -188,22 +201,14 @@ async fn replicas_that_may_have_forgotten_votes_are_built_again_on_the_only_node
     })
     .await;
     cluster.wait_healthy().await;
-    // Its votes count again, and it starts as any other.
-    cluster.stop(1).await;
-    ids.extend(write(&cluster, &key, 10, 100).await);
-    cluster.restart(1).await;
-    cluster.stop(2).await;
-    cluster.restart(2).await;
-    cluster.wait_healthy().await;
-    read_all(&cluster, 2, &key, &ids).await;
-    cluster.stop_all().await;
+    check_that_the_last_votes(cluster, &key, ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_log_is_gone_is_whole_again_and_nobody_did_anything() {
     let mut cluster = Cluster::start_with(3, impatient).await;
     let key = cluster.account("one", 4).await;
-    let mut ids = write(&cluster, &key, 20, 1).await;
+    let ids = write(&cluster, &key, 20, 1).await;
     cluster.stop(2).await;
     for entry in std::fs::read_dir(cluster.dir(2).join("log")).unwrap() {
         let path = entry.unwrap().path();
@@ -226,14 +231,7 @@ async fn a_node_whose_log_is_gone_is_whole_again_and_nobody_did_anything() {
             .then_some(())
     })
     .await;
-    cluster.stop(1).await;
-    ids.extend(write(&cluster, &key, 10, 100).await);
-    cluster.restart(1).await;
-    cluster.stop(2).await;
-    cluster.restart(2).await;
-    cluster.wait_healthy().await;
-    read_all(&cluster, 2, &key, &ids).await;
-    cluster.stop_all().await;
+    check_that_the_last_votes(cluster, &key, ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,7 +276,7 @@ async fn a_replica_whose_files_are_gone_is_built_again_on_its_node() {
     })
     .await;
     let key = cluster.account("one", 4).await;
-    let mut ids = write(&cluster, &key, 20, 1).await;
+    let ids = write(&cluster, &key, 20, 1).await;
     let hit = id_of(&cluster, 2);
     let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
     let (shard_id, before) = {
@@ -308,14 +306,7 @@ async fn a_replica_whose_files_are_gone_is_built_again_on_its_node() {
     })
     .await;
     cluster.wait_healthy().await;
-    cluster.stop(1).await;
-    ids.extend(write(&cluster, &key, 10, 100).await);
-    cluster.restart(1).await;
-    cluster.stop(2).await;
-    cluster.restart(2).await;
-    cluster.wait_healthy().await;
-    read_all(&cluster, 2, &key, &ids).await;
-    cluster.stop_all().await;
+    check_that_the_last_votes(cluster, &key, ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,6 +105,30 @@ fn damage_in_front_of_old_frames_is_told_from_a_torn_end() {
     assert_eq!(*log.report(), OpenReport::default());
 }
 
+/// Where a disk has lost something once, nothing is written again by a later process.
+#[test]
+fn segments_of_an_earlier_start_are_removed_and_not_used_again() {
+    let fs = MemoryFs::new();
+    drop({
+        let log = open(&fs, small()).unwrap();
+        for index in 0..60 {
+            write(&log, append(BUSY, 1, index..index + 1, 300)).unwrap();
+        }
+        log
+    });
+    let fs = fs.after_kill();
+    let before = segments(&fs).len();
+    let log = open(&fs, small()).unwrap();
+    fs.keep_trace();
+    write(&log, LogWrite::Purge { group: BUSY, up_to: at(1, 58) }).unwrap();
+    // The frames behind it say which segment is the oldest now, and what is older goes.
+    write(&log, append(BUSY, 1, 60..61, 30)).unwrap();
+    write(&log, append(BUSY, 1, 61..62, 30)).unwrap();
+    log.close();
+    assert!(3 < before && segments(&fs).len() <= 2, "{before} {:?}", segments(&fs));
+    assert!(!fs.trace().iter().any(|call| call.contains("rename")), "{:?}", fs.trace());
+}
+
 #[test]
 fn a_spare_that_a_crash_left_is_removed() {
     use crate::fs::FileSystem as _;
