@@ -188,7 +188,9 @@ fn tell(report: &OpenReport) {
         tracing::error!(shard, from, to, "entries are lost here and must come from the peers");
     }
     if report.unknown_groups_may_be_lost {
-        tracing::error!("replicas of which the log knows nothing have lost it; others replace them");
+        tracing::error!(
+            "replicas of which the log knows nothing have lost it; others replace them"
+        );
     } else if !report.damages.is_empty() && report.lost.is_empty() {
         tracing::warn!("the damage cost nothing that is still needed; the disk may be failing");
     }
