@@ -104,6 +104,9 @@ pub enum Canary {
     Took,
     /// It did not: the run proves nothing, and is an error.
     DidNotTake,
+    /// It did not, because another fault had just ended a node that it was to hit. It is no fault
+    /// of the run then, and no error either.
+    Overtaken,
     /// Not looked at yet.
     None,
 }

@@ -145,6 +145,19 @@ fn excuses(kind: FaultKind) -> bool {
     )
 }
 
+/// Whether processes end by a fault of this kind, or may.
+pub fn ends_processes(kind: FaultKind) -> bool {
+    excuses(kind)
+        || matches!(
+            kind,
+            FaultKind::Kill
+                | FaultKind::PowerLoss
+                | FaultKind::Stop
+                | FaultKind::Roll
+                | FaultKind::Wipe
+        )
+}
+
 /// Arms a failpoint. Whether it was reached is seen when the fault is taken back: a node may have to
 /// be started first to come to it.
 fn crash_at(driver: &ProcessDriver, fault: &Fault, nodes: &[String]) -> anyhow::Result<Seen> {

@@ -61,7 +61,7 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
             healed_ns: fault.healed_ns,
             took: match fault.canary {
                 Canary::Took => Some(true),
-                Canary::DidNotTake => Some(false),
+                Canary::DidNotTake | Canary::Overtaken => Some(false),
                 Canary::None => None,
             },
             detail: fault.detail.clone(),

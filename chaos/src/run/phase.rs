@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anchorhold_cluster::ProcessIdentity;
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -31,9 +32,21 @@ pub(super) struct Phases {
     seed: u64,
     rng: StdRng,
     /// Faults that are on, by id.
-    active: BTreeMap<u32, (ActiveFault, FaultEvent)>,
+    active: BTreeMap<u32, On>,
+    /// Faults that can end processes, begun in this phase.
+    enders: Vec<FaultEvent>,
     findings: Findings,
 }
+
+/// A fault that is on.
+struct On {
+    fault: ActiveFault,
+    event: FaultEvent,
+    /// The processes that it was to hit, as they were before, by node.
+    before: Processes,
+}
+
+type Processes = BTreeMap<String, Option<ProcessIdentity>>;
 
 /// One thing to do within a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +60,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 impl Phases {
     pub(super) fn new(run: Arc<Run>, board: Arc<Mutex<Board>>, seed: u64, rng: StdRng) -> Self {
         let (active, findings) = (BTreeMap::new(), Findings::default());
-        Self { run, board, seed, rng, active, findings }
+        Self { run, board, seed, rng, active, enders: Vec::new(), findings }
     }
 
     pub(super) fn findings(&self) -> Findings {
@@ -88,6 +101,7 @@ impl Phases {
         let events = self.run.events.clone();
         events.append(EventKind::PhaseBegin { name: name.to_owned() })?;
         self.board.lock().phase = name.to_owned();
+        self.enders.clear();
         let splits = match phase.split_every {
             Some(every) => Some(Splits::start(&self.run.driver.access().await?, every)?),
             None => None,
@@ -153,12 +167,17 @@ impl Phases {
         }
         let words = format!("{} {}", event.fault, nodes.join("+"));
         self.board.lock().faults.insert(id, words);
+        if fault::ends_processes(fault.kind) {
+            self.enders.push(event.clone());
+        }
+        let before = self.processes(&nodes);
         let applied = fault::apply(&run.driver, id, fault, nodes, &mut self.rng).await;
         let (active, seen) = applied.with_context(|| format!("fault {}", event.fault))?;
         event.stage = FaultStage::Applied;
         event.applied_ns = Some(run.clock.now_ns());
+        let seen = self.overtaken(&event, &before, seen);
         self.note(&mut event, &seen)?;
-        self.active.insert(id, (active, event));
+        self.active.insert(id, On { fault: active, event, before });
         Ok(Some(id))
     }
 
@@ -184,20 +203,51 @@ impl Phases {
     }
 
     async fn heal(&mut self, id: u32) -> anyhow::Result<()> {
-        let Some((active, mut event)) = self.active.remove(&id) else { return Ok(()) };
-        let seen = active
+        let Some(On { fault, mut event, before }) = self.active.remove(&id) else { return Ok(()) };
+        let seen = fault
             .heal(&self.run.driver)
             .await
             .with_context(|| format!("healing fault {}", event.fault))?;
         self.board.lock().faults.remove(&id);
         event.stage = FaultStage::Healed;
         event.healed_ns = Some(self.run.clock.now_ns());
+        let ended = self.enders.iter_mut().find(|ender| ender.id == id);
+        if let Some(ended) = ended {
+            ended.healed_ns = event.healed_ns;
+        }
+        let seen = self.overtaken(&event, &before, seen);
         if event.canary == Canary::None {
             return self.note(&mut event, &seen);
         }
         // Whether it took was seen when it began.
         event.detail = seen.detail;
         self.run.events.append(EventKind::Fault(event)).map(drop)
+    }
+
+    fn processes(&self, nodes: &[String]) -> Processes {
+        let of = |name: &String| (name.clone(), self.run.driver.process(name).ok().flatten());
+        nodes.iter().map(of).collect()
+    }
+
+    /// A fault that did not take because another one had just ended a node that it was to hit.
+    fn overtaken(&self, event: &FaultEvent, before: &Processes, seen: Seen) -> Seen {
+        if seen.canary != Canary::DidNotTake {
+            return seen;
+        }
+        let now = self.processes(&event.nodes);
+        let ended = |name: &String| {
+            let process = now.get(name).cloned().flatten();
+            process.is_none() || before.get(name) != Some(&process)
+        };
+        let hit =
+            event.nodes.iter().find_map(|name| Some((name, ender(&self.enders, event, name)?)));
+        match hit {
+            Some((name, other)) if ended(name) => {
+                let words = format!("fault {} ({}) had ended {name}", other.id, other.fault);
+                Seen { canary: Canary::Overtaken, detail: format!("{words}; {}", seen.detail) }
+            }
+            _ => seen,
+        }
     }
 
     /// Takes back whatever is on, the last one first.
@@ -247,6 +297,14 @@ impl Phases {
     }
 }
 
+/// The fault that can have ended a node while another one was to hit it.
+fn ender<'a>(enders: &'a [FaultEvent], event: &FaultEvent, node: &str) -> Option<&'a FaultEvent> {
+    enders.iter().find(|other| {
+        let was_on = other.healed_ns.is_none_or(|healed_ns| event.asked_ns <= healed_ns);
+        other.id != event.id && was_on && other.nodes.iter().any(|name| name == node)
+    })
+}
+
 /// Begins and ends of faults in the order of their times; at equal times ends come first.
 pub(crate) fn schedule(faults: &[Fault], lasts: Duration) -> Vec<(Duration, Step)> {
     let mut steps = Vec::new();
@@ -264,6 +322,29 @@ pub(crate) fn schedule(faults: &[Fault], lasts: Duration) -> Vec<(Duration, Step
 mod tests {
     use super::*;
     use crate::scenario::{FaultKind, FaultSettings, Selector};
+
+    #[test]
+    fn only_another_fault_that_was_on_meanwhile_can_have_ended_a_node() {
+        let event = |id, node: &str, asked_ns, healed_ns| FaultEvent {
+            id,
+            fault: "kill".to_owned(),
+            target: node.to_owned(),
+            nodes: vec![node.to_owned()],
+            stage: FaultStage::Applied,
+            asked_ns,
+            applied_ns: None,
+            healed_ns,
+            canary: Canary::None,
+            detail: String::new(),
+        };
+        let hit = event(2, "n1", 50, None);
+        let found = |other: &FaultEvent| ender(std::slice::from_ref(other), &hit, "n1").is_some();
+        assert!(found(&event(1, "n1", 10, None)), "it is on still");
+        assert!(found(&event(1, "n1", 10, Some(60))), "it was healed meanwhile");
+        assert!(!found(&event(1, "n1", 10, Some(40))), "it was over");
+        assert!(!found(&event(1, "n2", 10, None)), "another node");
+        assert!(!found(&hit), "itself");
+    }
 
     #[test]
     fn ends_come_before_begins_of_the_same_time() {
