@@ -50,6 +50,8 @@ fn config(world: &World, node: usize) -> NodeConfig {
             snapshot_entries: 24,
             snapshot_entries_kept: 6,
             checkpoint_interval_ms: 700,
+            // Shards go to sleep between two operations, and faults meet them so.
+            quiesce_after_ms: 500,
             ..ConsensusConfig::default()
         },
         // No ballast: the disk is never full here, and memory is dear.

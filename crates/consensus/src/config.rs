@@ -51,6 +51,9 @@ pub struct ConsensusConfig {
     pub snapshot_bytes_per_second_max: u64,
     /// Milliseconds between two checkpoints of the state.
     pub checkpoint_interval_ms: u64,
+    /// Milliseconds without a write or a read after which a shard's replicas stop their timers until
+    /// something happens; 0: never.
+    pub quiesce_after_ms: u64,
     /// Milliseconds that the log may owe an answer before the node counts as unfit to lead.
     pub log_stall_ms: u64,
     /// Milliseconds that the node's clock may be off the median of all before it counts as unfit to
@@ -78,6 +81,7 @@ impl Default for ConsensusConfig {
             snapshot_builds_max: 1,
             snapshot_bytes_per_second_max: 64 << 20,
             checkpoint_interval_ms: 2_000,
+            quiesce_after_ms: 10_000,
             log_stall_ms: 500,
             clock_offset_ms_max: 500,
         }

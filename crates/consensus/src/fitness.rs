@@ -178,6 +178,13 @@ impl Fitness {
         }
     }
 
+    /// Whether a node has answered within that while.
+    pub(crate) fn has_heard(&self, node: NodeId, within: Duration) -> bool {
+        let now = self.clock.monotonic();
+        let state = self.state.lock();
+        state.others.get(&node).is_some_and(|other| now.saturating_sub(other.heard) <= within)
+    }
+
     /// What was heard of another node lately.
     pub(crate) fn other(&self, node: NodeId) -> Option<NodeFitness> {
         let now = self.clock.monotonic();

@@ -32,6 +32,7 @@ use crate::log_watch::WatchedLog;
 use crate::machine::damaged;
 use crate::members::MemberCall;
 use crate::membership;
+use crate::quiescence;
 use crate::renewal::{self, Told};
 use crate::replica::{NodeParts, Replica, Standing};
 use crate::seams::BoxFuture;
@@ -214,6 +215,7 @@ impl Host {
         host.spawn(fitness::keep::ask_others);
         host.spawn(fitness::keep::act);
         host.spawn(fitness::gone::replace_gone);
+        host.spawn(quiescence::keep);
         host.spawn(shard_upkeep::keep);
         host.spawn(|host| host.open_forever());
         host.spawn(shard_index::keep);

@@ -47,6 +47,7 @@ mod members;
 mod membership;
 mod network;
 mod proposer;
+mod quiescence;
 mod reads;
 mod renewal;
 mod row_count;

@@ -251,10 +251,22 @@ pub(crate) enum CallKind {
     Refused,
     /// What a shard's leader wants of a replica that is none yet, or no more.
     Member,
+    /// Whether replicas here may rest: nothing is asked of their shards.
+    Quiesce,
+    /// That a shard is not to rest, and whether the node's replica leads it.
+    Rouse,
 }
 
 impl CallKind {
-    const ALL: [Self; 5] = [Self::Server, Self::Catalog, Self::Vitals, Self::Refused, Self::Member];
+    const ALL: [Self; 7] = [
+        Self::Server,
+        Self::Catalog,
+        Self::Vitals,
+        Self::Refused,
+        Self::Member,
+        Self::Quiesce,
+        Self::Rouse,
+    ];
 
     pub(crate) fn number(self) -> u32 {
         match self {
@@ -263,6 +275,8 @@ impl CallKind {
             Self::Vitals => 3,
             Self::Refused => 4,
             Self::Member => 5,
+            Self::Quiesce => 6,
+            Self::Rouse => 7,
         }
     }
 

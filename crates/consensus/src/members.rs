@@ -337,6 +337,7 @@ impl Base {
         let last_membership_log_id = *self.membership.log_id();
         let unchanged: Precondition<TypeConfig> =
             Precondition::LastMembershipLogId { last_membership_log_id };
+        replica.rouse().await;
         let result = replica.raft().change_membership_if(change, true, [unchanged]).await;
         result.map(drop).map_err(|error| member_error(replica, &error))
     }
@@ -351,6 +352,7 @@ pub(crate) async fn leave_joint(replica: &Replica) -> Result<(), MemberError> {
         [_] | [] => return Ok(()),
     };
     let change = ChangeMembers::ReplaceAllVoters(voters);
+    replica.rouse().await;
     let result = replica.raft().change_membership(change, true).await;
     result.map(drop).map_err(|error| member_error(replica, &error))
 }

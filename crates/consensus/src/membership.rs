@@ -147,6 +147,7 @@ pub(crate) async fn hand_over(replica: &Arc<Replica>) {
 
 /// Gives a leadership to a voter, and waits a little for it to take over.
 pub(crate) async fn hand_over_to(replica: &Arc<Replica>, target: ReplicaId) {
+    replica.rouse().await;
     if replica.raft().trigger().transfer_leader(target.0).await.is_ok() {
         let taken = async {
             while replica.is_leader() {

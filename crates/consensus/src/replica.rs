@@ -2,10 +2,12 @@
 
 mod campaign;
 mod leading;
+mod quiescence;
 mod reading;
 mod standing;
 
 pub(crate) use self::leading::Led;
+pub(crate) use self::quiescence::{Idle, Rest};
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -138,7 +140,12 @@ pub struct Replica {
     fenced: AtomicBool,
     /// A leader that no quorum has acknowledged for so long leads nobody any more.
     leader_lease: Duration,
+    quiescence: quiescence::Quiescence,
+    /// Heartbeats of a leader without a quorum.
+    silence: Mutex<leading::Silence>,
 }
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// What all replicas of a node share.
 #[derive(Clone)]
@@ -225,9 +232,8 @@ fn raft_config(config: &ConsensusConfig) -> openraft::Config {
         enable_pre_vote: Some(true),
         // A leader that comes back proves itself anew: what it remembers may be long over.
         enable_leader_restore: Some(false),
-        // A leader that hears no quorum falls silent, so that the others elect another one, and
-        // speaks again now and then, in case they cannot.
-        quorum_loss_probe_interval: Some(2 * config.election_timeout_ms_max),
+        // `Replica::keep_silence` does that: this would keep a leader that has rested silent too.
+        quorum_loss_probe_interval: None,
         // A follower whose disk lost entries gets them again; `fence` keeps it from doing harm.
         allow_log_reversion: Some(true),
         ..openraft::Config::default()
@@ -265,7 +271,7 @@ impl Replica {
     ) -> Result<Arc<Self>, StateError> {
         let shared = Arc::new(open_shared(parts, group)?);
         let log = GroupLogStorage::new(parts.seams.log.clone(), group, parts.seams.exit.clone());
-        let (replaced, mut replacements) = watch::channel(0_u64);
+        let (replaced, replacements) = watch::channel(0_u64);
         let machine = Machine::new(
             shared.clone(),
             parts.listener.clone(),
@@ -317,20 +323,31 @@ impl Replica {
             stopped: ArcSwap::default(),
             fenced: AtomicBool::new(fence.is_some()),
             leader_lease: Duration::from_millis(parts.config.election_timeout_ms_max),
+            quiescence: quiescence::Quiescence::default(),
+            silence: Mutex::default(),
         });
         if shard_id != ShardId::CATALOG {
-            parts.listener.opened(&replica);
-            let (listener, weak) = (parts.listener.clone(), Arc::downgrade(&replica));
-            tokio::spawn(async move {
-                while replacements.changed().await.is_ok() {
-                    if let Some(replica) = weak.upgrade() {
-                        listener.replaced(&replica);
-                    }
-                }
-            });
+            replica.tell_of_replacements(parts.listener.clone(), replacements);
         }
         runtime::seeded(seed, async { raft.run() }).await;
         Ok(replica)
+    }
+
+    /// Tells the listener that the replica is open, and each time that its records are replaced.
+    fn tell_of_replacements(
+        self: &Arc<Self>,
+        listener: Arc<dyn Listener>,
+        mut replacements: watch::Receiver<u64>,
+    ) {
+        listener.opened(self);
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while replacements.changed().await.is_ok() {
+                if let Some(replica) = weak.upgrade() {
+                    listener.replaced(&replica);
+                }
+            }
+        });
     }
 
     pub(crate) fn raft(&self) -> &Raft {
@@ -503,6 +520,7 @@ impl Replica {
     ) -> Result<Vec<Outcome>, ProposeError> {
         let shard = self.shard_id();
         self.check_stopped().map_err(|reason| ProposeError::Stopped { shard, reason })?;
+        self.rouse().await;
         if !self.is_leader() {
             return Err(ProposeError::NotLeader { shard, leader: self.leader() });
         }
@@ -563,6 +581,11 @@ impl Replica {
 
     /// One read round on the leader; what a follower's question gets.
     pub(crate) async fn lead_read_round(&self) -> Result<u64, String> {
+        self.rouse().await;
+        if self.has_lost_quorum() {
+            // Its question to the followers would renew their leases.
+            return Err("no quorum".to_owned());
+        }
         self.rounds.confirm().await.map_err(|failure| match failure {
             RoundFailure::NotLeader => "not the leader".to_owned(),
             RoundFailure::NoQuorum => "no quorum".to_owned(),
@@ -572,6 +595,7 @@ impl Replica {
 
     /// Hands leadership to this replica if the leader says so.
     pub(crate) async fn take_over(&self, transfer: TransferMessage) -> Result<(), String> {
+        self.stir();
         let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
             transfer.from_leader.into(),
             transfer.to,

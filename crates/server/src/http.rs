@@ -82,6 +82,8 @@ impl Core {
         gauge!(name::REPLICAS).set(report.replicas.len() as f64);
         let fenced = report.replicas.iter().filter(|replica| replica.problem.is_some());
         gauge!(name::FENCED).set(fenced.count() as f64);
+        let quiesced = self.host.replicas().into_iter().filter(|replica| replica.is_quiesced());
+        gauge!(name::QUIESCED).set(quiesced.count() as f64);
         gauge!(name::LEADERS).set(leads.count() as f64);
         gauge!(name::LEADERLESS).set(leaderless.count() as f64);
         gauge!(name::LAG_MAX).set(lag as f64);

@@ -117,6 +117,8 @@ pub mod name {
     /// Gauge.
     pub const FENCED: &str = "anchorhold_raft_replicas_without_vote";
     /// Gauge.
+    pub const QUIESCED: &str = "anchorhold_raft_replicas_quiesced";
+    /// Gauge.
     pub const LEADERS: &str = "anchorhold_raft_leaders";
     /// Gauge.
     pub const LEADERLESS: &str = "anchorhold_raft_groups_without_leader";
@@ -177,6 +179,7 @@ fn describe() {
     gauge!(name::INDEX_POINTS, "Points in the position indexes of this node");
     gauge!(name::INDEX_BUILDS, "Position indexes being built");
     gauge!(name::REPLICAS, "Replicas on this node");
+    gauge!(name::QUIESCED, "Replicas whose timers stand still because nothing is asked of them");
     gauge!(name::FENCED, "Replicas that may not vote because the disk lost part of their log");
     gauge!(name::LEADERS, "Replicas on this node that lead");
     gauge!(name::LEADERLESS, "Replicas on this node that know no leader");

@@ -28,7 +28,7 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(250);
 /// How long another voter may take to say whether the node refuses it too.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Each voter campaigns so much after the one before it, so that votes are not split.
-const TURN: Duration = Duration::from_millis(250);
+pub(crate) const TURN: Duration = Duration::from_millis(250);
 
 /// Looks for leaders that are gone, for ever.
 pub(crate) async fn replace_gone(host: Host) {
@@ -106,7 +106,7 @@ async fn is_refused(host: &Host, asked: NodeId, gone: NodeId) -> bool {
 
 /// After how many others this voter campaigns; `None` if no quorum of the voters is refused. Which
 /// of them is the first differs from shard to shard, so that leaderships are spread.
-fn turn(
+pub(crate) fn turn(
     shard: u64,
     voters: &BTreeSet<NodeId>,
     refused: &BTreeSet<NodeId>,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
+use tokio::task::JoinHandle;
 
 use super::conduct::{GroupView, NodeFitness, conduct};
 use super::{Trouble, Vitals};
@@ -34,10 +35,16 @@ const ORPHANED_AFTER: Duration = Duration::from_secs(4);
 
 /// Asks every peer how it is, for ever.
 pub(crate) async fn ask_others(host: Host) {
+    let mut asked: BTreeMap<NodeId, JoinHandle<()>> = BTreeMap::new();
     loop {
         tokio::time::sleep(ASK_INTERVAL).await;
-        let peers = host.peers().addresses();
-        join_all(peers.into_iter().map(|(node, _)| ask(&host, node))).await;
+        for (node, _) in host.peers().addresses() {
+            // One that does not answer holds up none of the others.
+            if asked.get(&node).is_none_or(JoinHandle::is_finished) {
+                let host = host.clone();
+                asked.insert(node, tokio::spawn(async move { ask(&host, node).await }));
+            }
+        }
     }
 }
 
@@ -60,7 +67,7 @@ struct Memory {
     offered: BTreeMap<ReplicaKey, Duration>,
 }
 
-pub(super) type ReplicaKey = (u64, ReplicaId);
+pub(crate) type ReplicaKey = (u64, ReplicaId);
 
 /// Lets the replicas act as this node's fitness demands, for ever.
 pub(crate) async fn act(host: Host) {
@@ -81,6 +88,9 @@ pub(crate) async fn act(host: Host) {
         let mut replicas = host.replicas();
         replicas.push(host.catalog_replica());
         memory.forget_all_but(&replicas);
+        for replica in replicas.iter().filter(|replica| !replica.is_quiesced()) {
+            replica.keep_silence().await;
+        }
         let urgent = |replica: &&Arc<Replica>| is_round || replica.has_lost_quorum();
         let offers = replicas.iter().filter(urgent).filter_map(|replica| {
             let heir = memory.look(&host, replica, own)?;
@@ -160,6 +170,6 @@ impl Memory {
     }
 }
 
-pub(super) fn key(replica: &Replica) -> ReplicaKey {
+pub(crate) fn key(replica: &Replica) -> ReplicaKey {
     (replica.shard_id().0, replica.replica_id())
 }

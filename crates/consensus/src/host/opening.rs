@@ -179,6 +179,7 @@ impl Host {
             && child.fence().is_none()
         {
             // The followers' children are born when they hear that the split is committed.
+            parent.rouse().await;
             drop(parent.raft().trigger().heartbeat().await);
             tokio::spawn(child.campaign());
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anchorhold_model::NodeId;
 use anchorhold_proto::peer_v1::peer_server::Peer as PeerService;
@@ -20,8 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::host::Host;
 use crate::link::CallKind;
+use crate::quiescence;
 use crate::replica::Replica;
-use crate::types::{AppendRequest, Raft};
+use crate::types::AppendRequest;
 use crate::wire::{
     self, AppendAnswer, AppendMessage, MessageKind, ReadIndexMessage, TransferMessage, VoteAnswer,
     VoteMessage,
@@ -76,7 +77,7 @@ fn refusal(question: &LinkMessage, reason: &str) -> LinkMessage {
 }
 
 /// Reads one link's frames and hands their messages on, in order.
-async fn serve_link(host: Host, mut frames: Streaming<LinkFrame>, answers: Answers) {
+async fn serve_link(host: Host, from: NodeId, mut frames: Streaming<LinkFrame>, answers: Answers) {
     let mut sessions: BTreeMap<GroupId, Session> = BTreeMap::new();
     while let Some(Ok(frame)) = frames.next().await {
         for message in frame.messages {
@@ -94,9 +95,10 @@ async fn serve_link(host: Host, mut frames: Streaming<LinkFrame>, answers: Answe
                     hand_on_append(&mut sessions, &replica, group, message, &answers).await;
                 }
                 Some(kind) => {
-                    let answers = answers.clone();
+                    let (host, answers) = (host.clone(), answers.clone());
                     tokio::spawn(async move {
-                        let answer = match answer_question(&replica, kind, &message).await {
+                        let answered = answer_question(&host, from, &replica, kind, &message).await;
+                        let answer = match answered {
                             Ok(content) => answer_to(&message, MessageKind::Answer, content),
                             Err(reason) => refusal(&message, &reason),
                         };
@@ -134,7 +136,7 @@ async fn hand_on_append(
     let current = sessions.get(&group).is_some_and(|session| session.number == append.session);
     if !current {
         let (requests, queue) = mpsc::channel(SESSION_MAX);
-        tokio::spawn(run_session(replica.raft().clone(), queue, answers.clone()));
+        tokio::spawn(run_session(Arc::downgrade(replica), queue, answers.clone()));
         sessions.insert(group, Session { number: append.session, requests });
     }
     if let Some(session) = sessions.get(&group)
@@ -148,10 +150,11 @@ async fn hand_on_append(
 /// Feeds one session's appends to its replica and answers them in order. Ends with the first
 /// conflict: what follows in the pipeline is void.
 async fn run_session(
-    raft: Raft,
+    replica: Weak<Replica>,
     queue: mpsc::Receiver<(LinkMessage, AppendRequest)>,
     answers: Answers,
 ) {
+    let Some(raft) = replica.upgrade().map(|replica| replica.raft().clone()) else { return };
     // As many as openraft takes in at once, and so bounded.
     let (questions, mut asked) = mpsc::unbounded_channel::<LinkMessage>();
     let requests = ReceiverStream::new(queue).map(move |(mut question, request)| {
@@ -163,6 +166,10 @@ async fn run_session(
     // When the sender is done, what it sent is still answered.
     let mut results = std::pin::pin!(raft.stream_append(requests));
     while let Some(result) = results.next().await {
+        if let Some(replica) = replica.upgrade() {
+            // Not before: its lease lapsed while it rested, and it would campaign at once.
+            replica.stir();
+        }
         let Some(question) = asked.recv().await else { return };
         let answer = match &result {
             Ok(result) => {
@@ -178,6 +185,8 @@ async fn run_session(
 }
 
 async fn answer_question(
+    host: &Host,
+    from: NodeId,
     replica: &Arc<Replica>,
     kind: MessageKind,
     message: &LinkMessage,
@@ -193,9 +202,12 @@ async fn answer_question(
             replica.may_vote()?;
             let raft = replica.raft();
             let response = if kind == MessageKind::PreVote {
+                quiescence::may_be_replaced(host, replica, from).await?;
                 raft.pre_vote(vote.request()).await
             } else {
-                raft.vote(vote.request()).await
+                let response = raft.vote(vote.request()).await;
+                replica.stir();
+                response
             };
             let response = response.map_err(|error| error.to_string())?;
             Ok(wire::encode(&VoteAnswer::from(&response)))
@@ -257,7 +269,7 @@ impl PeerService for PeerEndpoint {
         let own = self.host.peers().hello(peer).encode_to_vec().into();
         let hello = answer_to(&hello, MessageKind::Hello, own);
         let (answers, queue) = mpsc::channel(ANSWERS_MAX);
-        tokio::spawn(serve_link(self.host.clone(), frames, answers));
+        tokio::spawn(serve_link(self.host.clone(), peer, frames, answers));
         Ok(Response::new(Box::pin(answer_frames(hello, queue))))
     }
 
@@ -293,6 +305,11 @@ impl PeerService for PeerEndpoint {
             Some(CallKind::Server) => self.host.answer_call(from, call.content).await,
             Some(CallKind::Catalog) => self.host.answer_catalog_call(&call.content).await,
             Some(CallKind::Member) => self.host.answer_member_call(from, &call.content).await,
+            Some(CallKind::Quiesce) => quiescence::answer_quiesce(&self.host, &call.content)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            Some(CallKind::Rouse) => quiescence::answer_rouse(&self.host, &call.content)
+                .await
+                .map_err(|error| Status::invalid_argument(error.to_string()))?,
             Some(CallKind::Vitals) => wire::encode(&self.host.fitness().vitals()),
             Some(CallKind::Refused) => {
                 let node = wire::decode("a node's id", &call.content)

@@ -18,6 +18,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 impl Replica {
     /// One confirmed index: from this replica if it leads, else from the leader.
     async fn confirm(&self, timeout: Duration) -> Result<u64, RoundFailure> {
+        self.rouse().await;
         if self.is_leader() {
             #[cfg(feature = "chaos")]
             if self.seams.hooks.has(Mutant::ReadWithoutQuorum) {

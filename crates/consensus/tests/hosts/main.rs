@@ -14,6 +14,7 @@ mod fitness;
 mod log_bytes;
 mod members;
 mod power;
+mod quiescence;
 mod reads;
 mod split;
 mod writes;

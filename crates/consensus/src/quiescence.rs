@@ -1,0 +1,285 @@
+//! Lets idle shards rest: their replicas' timers stop, and nodes watch each other instead
+//! (docs/decisions/2026-11-30-idle-shards-rest.md).
+//!
+//! A leader whose shard is idle stops its own timer, asks the members, and rests when all that are
+//! alive agree and a quorum is among them. What wakes a replica: whatever is asked of its shard, any
+//! message of Raft, and the silence of the node that leads it.
+//!
+//! Not here: the state of one replica (`replica::quiescence`). No safety depends on any of this: a
+//! replica that rests answers everything, and only starts nothing by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anchorhold_model::{NodeId, ShardId};
+use anchorhold_storage::GroupId;
+use bytes::Bytes;
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::fitness::gone::{TURN, turn};
+use crate::fitness::keep::{ReplicaKey, key};
+use crate::host::{CATALOG_GROUP, Host};
+use crate::link::CallKind;
+use crate::replica::{Idle, Replica, Rest};
+use crate::wire::{self, WireError};
+
+/// How often a node looks whether the others are there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Every so many looks it looks for shards that may rest.
+const LOOKS_PER_ROUND: u32 = 5;
+/// A node that has not answered for as long leads nothing that rests. Nodes are asked twice a second.
+const SILENCE_MAX: Duration = Duration::from_millis(1_250);
+/// How long a leader's last heartbeats may be under way before it asks whether the members rest.
+const DRAIN: Duration = Duration::from_millis(50);
+/// How long the members may take to answer. With `DRAIN` far less than a lease.
+const ASK_TIMEOUT: Duration = Duration::from_millis(300);
+/// Shards that one round lets rest, at most.
+const SHARDS_MAX: usize = 1_024;
+/// Replicas woken at once, and the pause before the next ones: each campaigns.
+const WAKE_TOGETHER: usize = 32;
+const WAKE_PAUSE: Duration = Duration::from_millis(10);
+
+/// What one member of one shard is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Question {
+    shard: u64,
+    incarnation: u32,
+    /// The replica that is asked.
+    to: u64,
+    leader: u64,
+    term: u64,
+    last_index: u64,
+}
+
+/// What is remembered between two looks.
+#[derive(Default)]
+struct Memory {
+    /// What was seen of shards that are led here and idle, and since when.
+    idle: BTreeMap<ReplicaKey, (Idle, Duration)>,
+    /// Replicas that are to wake because their leader's node is silent.
+    waking: BTreeSet<ReplicaKey>,
+}
+
+/// Lets shards rest and wakes them, for ever.
+pub(crate) async fn keep(host: Host) {
+    let mut memory = Memory::default();
+    let mut look = 0_u32;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        look = look.wrapping_add(1);
+        memory.wake_orphans(&host);
+        if host.parts().config.quiesce_after_ms != 0 && look.is_multiple_of(LOOKS_PER_ROUND) {
+            memory.let_rest(&host).await;
+        }
+    }
+}
+
+fn is_silent(host: &Host, node: NodeId) -> bool {
+    node != host.identity().node_id && !host.fitness().has_heard(node, SILENCE_MAX)
+}
+
+impl Memory {
+    /// Wakes the replicas whose leaders' nodes are silent.
+    fn wake_orphans(&mut self, host: &Host) {
+        let own = host.identity().node_id;
+        let peers = host.peers().addresses();
+        let silent: BTreeSet<NodeId> =
+            peers.into_iter().map(|(node, _)| node).filter(|node| is_silent(host, *node)).collect();
+        let waking = std::mem::take(&mut self.waking);
+        if silent.is_empty() {
+            return;
+        }
+        let mut turns: BTreeMap<u32, Vec<Arc<Replica>>> = BTreeMap::new();
+        for replica in host.replicas() {
+            let leader = replica.leader().filter(|_| replica.is_quiesced());
+            let Some(leader) = leader.map(|leader| leader.node_id) else { continue };
+            if leader == own && hears_no_quorum(&replica, &silent) {
+                replica.stir();
+            }
+            let Some(led) = replica.led().filter(|_| silent.contains(&leader)) else { continue };
+            self.waking.insert(key(&replica));
+            if waking.contains(&key(&replica)) {
+                continue;
+            }
+            let agreed = led.voters.difference(&silent).copied().collect();
+            // Without a quorum nobody is elected; it wakes all the same, to be led by whoever comes.
+            let turn = turn(replica.shard_id().0, &led.voters, &agreed, own).unwrap_or_default();
+            turns.entry(turn).or_default().push(replica);
+        }
+        for (turn, replicas) in turns {
+            tracing::info!(replicas = replicas.len(), turn, "their leader's node is silent");
+            tokio::spawn(async move {
+                tokio::time::sleep(turn * TURN).await;
+                for some in replicas.chunks(WAKE_TOGETHER) {
+                    some.iter().for_each(|replica| replica.stir());
+                    tokio::time::sleep(WAKE_PAUSE).await;
+                }
+            });
+        }
+    }
+
+    /// Asks the members of the shards that have been idle for long enough whether they rest too.
+    async fn let_rest(&mut self, host: &Host) {
+        let now = host.parts().seams.clock.monotonic();
+        let after = Duration::from_millis(host.parts().config.quiesce_after_ms);
+        let mut due = Vec::new();
+        let mut seen = BTreeMap::new();
+        for replica in host.replicas() {
+            let Some(idle) = idle(host, &replica) else { continue };
+            let since = match self.idle.remove(&key(&replica)) {
+                Some((before, since)) if before == idle => since,
+                Some(_) | None => now,
+            };
+            if after <= now.saturating_sub(since) && due.len() < SHARDS_MAX && replica.settle() {
+                due.push((replica.clone(), idle.clone()));
+            }
+            seen.insert(key(&replica), (idle, since));
+        }
+        self.idle = seen;
+        if due.is_empty() {
+            return;
+        }
+        tokio::time::sleep(DRAIN).await;
+        let agreed = ask_members(host, &due).await;
+        for (replica, idle) in due {
+            let shard = replica.shard_id();
+            let rests = may_rest(host, &idle, |to| agreed.contains(&(shard, to)));
+            if !(rests && replica.rest_as_leader(&idle)) {
+                replica.stir();
+                self.idle.remove(&key(&replica));
+            }
+        }
+    }
+}
+
+/// Whether a leader that rests hears no quorum of its voters' nodes.
+fn hears_no_quorum(replica: &Replica, silent: &BTreeSet<NodeId>) -> bool {
+    let voters = replica.voter_nodes();
+    voters.difference(silent).count() <= voters.len() / 2
+}
+
+/// A shard that is led here and may rest, once it has been so for a while.
+fn idle(host: &Host, replica: &Replica) -> Option<Idle> {
+    let shard = replica.shard_id();
+    if host.births().is_parent(shard) || host.births().of(shard).is_some() {
+        return None;
+    }
+    let idle = replica.idle()?;
+    // A member that is alive and lags needs its leader.
+    let lags = |(id, node, _): &(u64, u64, bool)| {
+        host.fitness().other(NodeId(*node)).is_some() && !replica.has_acknowledged_all(*id)
+    };
+    (!idle.members.iter().any(lags)).then_some(idle)
+}
+
+/// Whether all members that are alive have agreed, a quorum of the voters among them.
+fn may_rest(host: &Host, idle: &Idle, has_agreed: impl Fn(u64) -> bool) -> bool {
+    let mut voters = 1;
+    let mut agreed_voters = 1;
+    for (id, node, votes) in &idle.members {
+        let agrees = has_agreed(*id);
+        if !agrees && host.fitness().other(NodeId(*node)).is_some() {
+            return false;
+        }
+        voters += usize::from(*votes);
+        agreed_voters += usize::from(*votes && agrees);
+    }
+    voters / 2 < agreed_voters
+}
+
+/// Asks the nodes of all members, each once. Returns who agreed.
+async fn ask_members(host: &Host, due: &[(Arc<Replica>, Idle)]) -> BTreeSet<(ShardId, u64)> {
+    let mut questions: BTreeMap<NodeId, Vec<Question>> = BTreeMap::new();
+    for (replica, idle) in due {
+        let GroupId { shard, incarnation } = replica.group();
+        let Rest { leader, term, last_index } = idle.rest;
+        for (to, node, _) in &idle.members {
+            let to = *to;
+            let question = Question { shard, incarnation, to, leader, term, last_index };
+            questions.entry(NodeId(*node)).or_default().push(question);
+        }
+    }
+    let asked = questions.into_iter().map(|(node, questions)| async move {
+        let content = wire::encode(&questions);
+        let answer = host.peers().call(node, CallKind::Quiesce, content, ASK_TIMEOUT).await;
+        let answer: Vec<bool> = answer
+            .ok()
+            .and_then(|answer| wire::decode("who rests", &answer).ok())
+            .unwrap_or_default();
+        let agreed = questions.into_iter().zip(answer).filter(|(_, agrees)| *agrees);
+        agreed.map(|(question, _)| (ShardId(question.shard), question.to)).collect::<Vec<_>>()
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// Lets the replicas rest that may, and says which do.
+///
+/// # Errors
+/// If the question makes no sense.
+pub(crate) fn answer_quiesce(host: &Host, content: &[u8]) -> Result<Bytes, WireError> {
+    let questions: Vec<Question> = wire::decode("a question who may rest", content)?;
+    let rests = |question: &Question| {
+        let group = GroupId { shard: question.shard, incarnation: question.incarnation };
+        let replica = host.replica_of_group(group).filter(|_| group != CATALOG_GROUP);
+        let Some(replica) = replica.filter(|replica| replica.replica_id().0 == question.to) else {
+            return false;
+        };
+        let shard = replica.shard_id();
+        let is_settled = !host.births().is_parent(shard) && host.births().of(shard).is_none();
+        let Question { leader, term, last_index, .. } = *question;
+        is_settled && replica.rest_as_member(Rest { leader, term, last_index })
+    };
+    Ok(wire::encode(&questions.iter().map(rests).collect::<Vec<bool>>()))
+}
+
+/// Wakes a replica, and says whether it leads its shard.
+///
+/// # Errors
+/// If the question makes no sense.
+pub(crate) async fn answer_rouse(host: &Host, content: &[u8]) -> Result<Bytes, WireError> {
+    let (shard, incarnation) = wire::decode("which shard is to wake", content)?;
+    let leads = match host.replica_of_group(GroupId { shard, incarnation }) {
+        Some(replica) => {
+            replica.rouse().await;
+            replica.is_leader()
+        }
+        None => false,
+    };
+    Ok(wire::encode(&leads))
+}
+
+/// Whether the leader of a shard that rests may be replaced, as a node asks that has not heard of it:
+/// not while its node is there. That one is asked to wake the shard then.
+///
+/// # Errors
+/// Why it may not.
+pub(crate) async fn may_be_replaced(
+    host: &Host,
+    replica: &Replica,
+    from: NodeId,
+) -> Result<(), String> {
+    if !replica.is_quiesced() {
+        return Ok(());
+    }
+    let Some(led) = replica.led() else {
+        replica.rouse().await;
+        return if replica.is_leader() { Err("it leads".to_owned()) } else { Ok(()) };
+    };
+    let node = led.leader.node_id;
+    if node == from || is_silent(host, node) {
+        return Ok(());
+    }
+    let GroupId { shard, incarnation } = replica.group();
+    let content = wire::encode(&(shard, incarnation));
+    let answer = host.peers().call(node, CallKind::Rouse, content, ASK_TIMEOUT).await;
+    let leads = answer.ok().and_then(|answer| wire::decode("whether it leads", &answer).ok());
+    match leads {
+        Some(false) => {
+            replica.stir();
+            Ok(())
+        }
+        Some(true) | None => Err("its leader is there".to_owned()),
+    }
+}
