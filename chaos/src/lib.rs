@@ -9,7 +9,7 @@
 //! * [`network`] says what all links shall be like, [`proxy`] makes them so.
 //! * [`mutants`]: bugs put in on purpose, and what must find each.
 //! * [`etcd`]: the same faults on etcd, to compare with.
-//! * [`failover`] kills the node that leads most shards, round after round.
+//! * [`failover`] kills the node that leads most shards, round after round; [`idle`] lets shards rest.
 //!
 //! Everything random follows from a seed that is part of every report. Processes are real, all
 //! traffic stays on loopback.
@@ -30,6 +30,7 @@ pub mod etcd;
 pub mod mutants;
 pub mod run;
 pub mod failover;
+pub mod idle;
 pub mod ledger;
 pub mod load;
 pub mod workload;

@@ -60,6 +60,15 @@ impl ProcessIdentity {
         platform::cpu_time(self.pid)
     }
 
+    /// Memory of this process that is not swapped out, in bytes; `None` if it does not run, or where
+    /// the system does not tell.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        if !self.is_alive() {
+            return None;
+        }
+        platform::resident_bytes(self.pid)
+    }
+
     /// Sends SIGKILL to this process and to no other.
     ///
     /// # Errors
@@ -113,6 +122,13 @@ mod platform {
         Some(Duration::from_millis(ticks * 1_000 / per_second))
     }
 
+    pub(super) fn resident_bytes(pid: u32) -> Option<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        // In pages: proc(5).
+        let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
+    }
+
     pub(super) fn is_paused(pid: u32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with(['T', 't']))
@@ -146,6 +162,10 @@ mod platform {
     use super::{Duration, Killed, Pid, Signal};
 
     pub(super) fn cpu_time(_pid: u32) -> Option<Duration> {
+        None
+    }
+
+    pub(super) fn resident_bytes(_pid: u32) -> Option<u64> {
         None
     }
 

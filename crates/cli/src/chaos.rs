@@ -1,6 +1,7 @@
 //! `anchorhold chaos`: breaks a cluster of its own, under load, and says what was lost.
 
 mod doctor;
+mod idle;
 mod judge;
 mod mutants;
 mod run;
@@ -46,6 +47,10 @@ enum Command {
     /// Starts three zones as real processes in a temporary directory. Fails if an acknowledged
     /// write cannot be read back.
     Failover(FailoverArgs),
+    /// Measure what shards cost that nothing is asked of, and kill the node that leads most of them
+    ///
+    /// Starts three zones as real processes in a temporary directory.
+    Idle(idle::IdleArgs),
     /// Judge a run again, from its record alone
     ///
     /// Exit codes: 0 passed, 1 an invariant was broken, 2 a budget was missed, 3 inconclusive, 4
@@ -88,6 +93,7 @@ pub(crate) async fn run(args: ChaosArgs) -> anyhow::Result<()> {
         Command::Replay(args) => run::replay(args).await,
         Command::Doctor(args) => doctor::run(&args),
         Command::Failover(args) => failover(args).await,
+        Command::Idle(args) => idle::run(args).await,
         Command::Check(args) => judge::check(&args),
         Command::Report(args) => judge::report(&args),
     }

@@ -546,5 +546,5 @@ async fn open_catalog(parts: &NodeParts, identity: &Identity) -> Result<Arc<Repl
     let member = Standing::read(parts, CATALOG_GROUP)?.catalog_member(identity.node_id);
     let replica_id =
         renewal::settled_id(&seams.log, &seams.snapshots, identity.node_id, member).await?;
-    Replica::open(parts, CATALOG_GROUP, replica_id).await
+    Replica::open(parts, CATALOG_GROUP, replica_id, false).await
 }

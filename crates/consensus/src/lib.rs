@@ -52,6 +52,7 @@ mod reads;
 mod renewal;
 mod row_count;
 mod runtime;
+mod seeding;
 mod shard_upkeep;
 mod shard_index;
 mod snapshot;

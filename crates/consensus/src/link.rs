@@ -255,10 +255,16 @@ pub(crate) enum CallKind {
     Quiesce,
     /// That a shard is not to rest, and whether the node's replica leads it.
     Rouse,
+    /// Which of some shards are led by this node's replicas.
+    Leads,
+    /// How much of a snapshot a broken transfer has left on the node.
+    SnapshotHeld,
+    /// That a replica sends its snapshot to another node.
+    SendSnapshot,
 }
 
 impl CallKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 10] = [
         Self::Server,
         Self::Catalog,
         Self::Vitals,
@@ -266,6 +272,9 @@ impl CallKind {
         Self::Member,
         Self::Quiesce,
         Self::Rouse,
+        Self::Leads,
+        Self::SnapshotHeld,
+        Self::SendSnapshot,
     ];
 
     pub(crate) fn number(self) -> u32 {
@@ -277,6 +286,9 @@ impl CallKind {
             Self::Member => 5,
             Self::Quiesce => 6,
             Self::Rouse => 7,
+            Self::Leads => 8,
+            Self::SnapshotHeld => 9,
+            Self::SendSnapshot => 10,
         }
     }
 

@@ -7,15 +7,13 @@
 //! replays entries that it has no ground for, and never holds a quorum up.
 //!
 //! Not here: which changes to make (`placement`), in which order (`server`), what the replica's node
-//! does (`host::replicas`).
+//! does (`host::replicas`), where its snapshot comes from (`seeding`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anchorhold_model::{Epoch, NodeId, ReplicaId, ShardDescriptor, ShardId};
-use anchorhold_storage::snapshot::SnapshotFile;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
@@ -25,17 +23,13 @@ use serde::{Deserialize, Serialize};
 use crate::host::Host;
 use crate::link::CallKind;
 use crate::membership::hand_over_to;
-use crate::network::Network;
 use crate::proposer::hint;
 use crate::replica::Replica;
-use crate::snapshot::{self, SnapshotContent};
 use crate::types::{PeerNode, StoredMembership, TypeConfig};
 use crate::wire;
 
 /// Longest wait for a node to make or remove a replica.
 const MEMBER_CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a snapshot to be built.
-const BUILD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for an heir to be heard of as leader.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries that a voter-to-be or leader-to-be may lack, at most.
@@ -155,37 +149,7 @@ impl Host {
         base.change(replica, ChangeMembers::AddNodes(nodes)).await
     }
 
-    /// Makes a replica on its node and gives it a snapshot. Seeding it again changes nothing.
-    pub(crate) async fn seed(
-        &self,
-        replica: &Arc<Replica>,
-        node: NodeId,
-        replica_id: ReplicaId,
-    ) -> Result<(), String> {
-        let descriptor = Box::new(replica.state().descriptor.clone());
-        let version = descriptor.epoch.version;
-        self.tell_member(node, &MemberCall::Create { descriptor, replica_id }).await?;
-        let file = current_snapshot(replica, version).await?;
-        let parts = self.parts();
-        let network = Network {
-            group: replica.group(),
-            peers: parts.peers.clone(),
-            read_rounds: Arc::new(AtomicU64::new(0)),
-            sessions: parts.sessions.clone(),
-            snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
-            offload: parts.seams.offload.clone(),
-        };
-        // Whoever has lost the lead meanwhile may be a candidate by now. openraft takes the sender of
-        // a snapshot for the leader of its vote: it must be one.
-        let vote = replica.raft().metrics().borrow_watched().vote;
-        if !wire::is_leaders(&vote) {
-            return Err("it does not lead any more".to_owned());
-        }
-        let client = network.client(replica_id.0, &PeerNode { node_id: node.0 }, false);
-        client.send_snapshot(vote, file).await.map(drop)
-    }
-
-    async fn tell_member(&self, node: NodeId, call: &MemberCall) -> Result<(), String> {
+    pub(crate) async fn tell_member(&self, node: NodeId, call: &MemberCall) -> Result<(), String> {
         let content = wire::encode(call);
         let answer = self.peers().call(node, CallKind::Member, content, MEMBER_CALL_TIMEOUT).await;
         let answer = answer.map_err(|error| error.to_string())?;
@@ -380,27 +344,4 @@ pub(crate) fn is_close(replica: &Replica, id: u64) -> bool {
     let matched = metrics.replication.as_ref().and_then(|all| all.get(&id)).copied().flatten();
     let last = metrics.last_log_index.unwrap_or(0);
     matched.is_some_and(|matched| last <= matched.index + LAG_ENTRIES_MAX)
-}
-
-/// The leader's latest snapshot, of the shard's present bounds; made if there is none.
-async fn current_snapshot(replica: &Arc<Replica>, version: u32) -> Result<SnapshotFile, String> {
-    let build = async {
-        loop {
-            let file = snapshot::current(replica.shared()).map_err(|error| error.to_string())?;
-            if let Some(found) = file
-                && version_of(&found.snapshot) == Some(version)
-            {
-                return Ok(found.snapshot);
-            }
-            replica.raft().trigger().snapshot().await.map_err(|error| error.to_string())?;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let built = tokio::time::timeout(BUILD_TIMEOUT, build).await;
-    built.unwrap_or_else(|_| Err("its snapshot takes too long".to_owned()))
-}
-
-fn version_of(file: &SnapshotFile) -> Option<u32> {
-    let content: SnapshotContent = wire::decode("a snapshot's header", &file.header.meta).ok()?;
-    content.shard.map(|shard| shard.descriptor.epoch.version)
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::birth;
-use crate::link::{LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
+use crate::link::{CallKind, LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
 use crate::seams::Offload;
 use crate::snapshot::SnapshotContent;
 use crate::types::{
@@ -50,7 +50,11 @@ const COMMIT_HOLD: Duration = Duration::from_millis(3);
 /// Shortest wait for an answer to an append: a follower's fsync may take longer than a heartbeat.
 const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// Longest transfer of one snapshot file.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// A transfer in which nothing moves for longer is over.
+pub(crate) const CHUNK_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a node may take to say what it has of a snapshot.
+const HELD_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -376,12 +380,14 @@ impl ReplicaClient {
         let content: SnapshotContent = wire::decode("a snapshot's header", &file.header.meta)
             .map_err(|error| error.to_string())?;
         let peer = self.peers.get(self.node).ok_or("no address of the node is known")?;
+        let held = self.held_bytes(&file).await;
         let channel = peer.bulk_channel(self.peers.dialer())?;
         let mut client = PeerClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
         tracing::info!(
             shard = self.group.shard,
             to = self.node.0,
             bytes = file.bytes,
+            held,
             "sending a snapshot"
         );
         let (chunks, stream) = mpsc::channel(4);
@@ -400,31 +406,49 @@ impl ReplicaClient {
             last: false,
             hello: self.peers.hello(self.node).encode_to_vec().into(),
         };
-        let feed = self.feed_file(file, first, chunks);
-        let (fed, reply) = tokio::join!(feed, client.install_snapshot(ReceiverStream::new(stream)));
-        let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
-        fed?;
+        let feed = self.feed_file(file, held, first, chunks);
+        let install = async {
+            let reply = client.install_snapshot(ReceiverStream::new(stream)).await;
+            reply.map_err(|status| status.message().to_owned())
+        };
+        let ((), reply) = tokio::try_join!(feed, install)?;
+        let reply = reply.into_inner();
         let vote: wire::WireVote =
             wire::decode("a snapshot's answer", &reply.content).map_err(|e| e.to_string())?;
         Ok(SnapshotResponse::new(vote.into()))
     }
 
-    /// Reads a file into chunks, no faster than allowed. Ends without an error when the receiver
+    /// How much of a file an earlier transfer has left there: nothing, if the node does not say.
+    async fn held_bytes(&self, file: &SnapshotFile) -> u64 {
+        let question = wire::encode(&(self.group.shard, self.group.incarnation, file.digest.0));
+        let answer =
+            self.peers.call(self.node, CallKind::SnapshotHeld, question, HELD_TIMEOUT).await;
+        let held = answer.ok().and_then(|answer| wire::decode("a number of bytes", &answer).ok());
+        held.unwrap_or(0).min(file.bytes)
+    }
+
+    /// Reads a file from some place on into chunks, no faster than allowed. Ends without an error when the receiver
     /// has hung up: its answer says why.
     async fn feed_file(
         &self,
         file: SnapshotFile,
+        from: u64,
         first: SnapshotChunk,
         chunks: mpsc::Sender<SnapshotChunk>,
     ) -> Result<(), String> {
         let (shard_id, incarnation) = (first.shard_id, first.incarnation);
         let mut opened = Err(io::Error::other("it was not opened"));
-        self.offload.in_place(&mut || opened = File::open(&file.path));
+        self.offload.in_place(&mut || {
+            opened = File::open(&file.path).and_then(|mut opened| {
+                opened.seek(SeekFrom::Start(from))?;
+                Ok(opened)
+            });
+        });
         let reader = opened.map_err(|error| error.to_string())?;
         if chunks.send(first).await.is_err() {
             return Ok(());
         }
-        let mut offset = 0;
+        let mut offset = from;
         loop {
             let mut piece = Ok(Vec::new());
             self.offload.in_place(&mut || piece = read_piece(&reader));
@@ -441,8 +465,10 @@ impl ReplicaClient {
                 hello: Bytes::new(),
             };
             offset += filled as u64;
-            if chunks.send(chunk).await.is_err() || last {
-                return Ok(());
+            match tokio::time::timeout(CHUNK_TIMEOUT, chunks.send(chunk)).await {
+                Ok(Ok(())) if !last => {}
+                Ok(Ok(()) | Err(_)) => return Ok(()),
+                Err(_) => return Err("the receiver takes nothing any more".to_owned()),
             }
             let pause = filled as u64 * 1_000_000 / self.snapshot_bytes_per_second_max.max(1);
             tokio::time::sleep(Duration::from_micros(pause)).await;

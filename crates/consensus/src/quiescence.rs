@@ -3,7 +3,10 @@
 //!
 //! A leader whose shard is idle stops its own timer, asks the members, and rests when all that are
 //! alive agree and a quorum is among them. What wakes a replica: whatever is asked of its shard, any
-//! message of Raft, and the silence of the node that leads it.
+//! message of Raft, and the silence of the node that leads it. A node that starts lets its replicas
+//! begin at rest, and asks their leaders' nodes whether they lead, all shards of a node in one call;
+//! those that it led itself wake a few at a time. However many shards there are, few are awake for no
+//! reason: more than the machine can keep alive would elect for ever.
 //!
 //! Not here: the state of one replica (`replica::quiescence`). No safety depends on any of this: a
 //! replica that rests answers everything, and only starts nothing by itself.
@@ -29,6 +32,9 @@ use crate::wire::{self, WireError};
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Every so many looks it looks for shards that may rest.
 const LOOKS_PER_ROUND: u32 = 5;
+/// How long a shard of which nothing was asked is left alone by elections and stragglers before it
+/// rests.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// A node that has not answered for as long leads nothing that rests. Nodes are asked twice a second.
 const SILENCE_MAX: Duration = Duration::from_millis(1_250);
 /// How long a leader's last heartbeats may be under way before it asks whether the members rest.
@@ -40,6 +46,8 @@ const SHARDS_MAX: usize = 1_024;
 /// Replicas woken at once, and the pause before the next ones: each campaigns.
 const WAKE_TOGETHER: usize = 32;
 const WAKE_PAUSE: Duration = Duration::from_millis(10);
+/// The pause when a node that starts wakes what nobody leads: nobody has waited for those.
+const START_PAUSE: Duration = Duration::from_millis(50);
 
 /// What one member of one shard is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +68,8 @@ struct Memory {
     idle: BTreeMap<ReplicaKey, (Idle, Duration)>,
     /// Replicas that are to wake because their leader's node is silent.
     waking: BTreeSet<ReplicaKey>,
+    /// Since when there have been replicas that began at rest and that no leader has confirmed.
+    unconfirmed_since: Option<Duration>,
 }
 
 /// Lets shards rest and wakes them, for ever.
@@ -69,6 +79,7 @@ pub(crate) async fn keep(host: Host) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         look = look.wrapping_add(1);
+        memory.confirm_leaders(&host).await;
         memory.wake_orphans(&host);
         if host.parts().config.quiesce_after_ms != 0 && look.is_multiple_of(LOOKS_PER_ROUND) {
             memory.let_rest(&host).await;
@@ -81,6 +92,38 @@ fn is_silent(host: &Host, node: NodeId) -> bool {
 }
 
 impl Memory {
+    /// Asks the leaders of replicas that began at rest whether they lead. Those that none confirms wake.
+    async fn confirm_leaders(&mut self, host: &Host) {
+        let mut unconfirmed = host.replicas();
+        unconfirmed.retain(|replica| replica.is_unconfirmed());
+        if unconfirmed.is_empty() {
+            self.unconfirmed_since = None;
+            return;
+        }
+        let now = host.parts().seams.clock.monotonic();
+        let since = *self.unconfirmed_since.get_or_insert(now);
+        let mut asked: BTreeMap<NodeId, Vec<Arc<Replica>>> = BTreeMap::new();
+        let mut unled = Vec::new();
+        for replica in &unconfirmed {
+            match replica.leader().map(|leader| leader.node_id) {
+                Some(node) if node == host.identity().node_id => unled.push(Arc::clone(replica)),
+                Some(node) => asked.entry(node).or_default().push(Arc::clone(replica)),
+                None => {}
+            }
+        }
+        let asked = asked.into_iter().map(|(node, replicas)| ask_who_leads(host, node, replicas));
+        unled.extend(join_all(asked).await.into_iter().flatten());
+        if SILENCE_MAX <= now.saturating_sub(since) {
+            unconfirmed.retain(|replica| replica.is_unconfirmed());
+            unled = unconfirmed;
+        }
+        if !unled.is_empty() {
+            // Not asked about again.
+            unled.iter().for_each(|replica| replica.confirm_rest());
+            wake_some(unled, Duration::ZERO, START_PAUSE);
+        }
+    }
+
     /// Wakes the replicas whose leaders' nodes are silent.
     fn wake_orphans(&mut self, host: &Host) {
         let own = host.identity().node_id;
@@ -93,7 +136,8 @@ impl Memory {
         }
         let mut turns: BTreeMap<u32, Vec<Arc<Replica>>> = BTreeMap::new();
         for replica in host.replicas() {
-            let leader = replica.leader().filter(|_| replica.is_quiesced());
+            let rests = replica.is_quiesced() && !replica.is_unconfirmed();
+            let leader = replica.leader().filter(|_| rests);
             let Some(leader) = leader.map(|leader| leader.node_id) else { continue };
             if leader == own && hears_no_quorum(&replica, &silent) {
                 replica.stir();
@@ -110,13 +154,7 @@ impl Memory {
         }
         for (turn, replicas) in turns {
             tracing::info!(replicas = replicas.len(), turn, "their leader's node is silent");
-            tokio::spawn(async move {
-                tokio::time::sleep(turn * TURN).await;
-                for some in replicas.chunks(WAKE_TOGETHER) {
-                    some.iter().for_each(|replica| replica.stir());
-                    tokio::time::sleep(WAKE_PAUSE).await;
-                }
-            });
+            wake_some(replicas, turn * TURN, WAKE_PAUSE);
         }
     }
 
@@ -132,7 +170,12 @@ impl Memory {
                 Some((before, since)) if before == idle => since,
                 Some(_) | None => now,
             };
-            if after <= now.saturating_sub(since) && due.len() < SHARDS_MAX && replica.settle() {
+            let asked_ago = match idle.asked_ms {
+                0 => Duration::MAX,
+                asked_ms => now.saturating_sub(Duration::from_millis(asked_ms)),
+            };
+            let is_due = after <= asked_ago && SETTLED_AFTER <= now.saturating_sub(since);
+            if is_due && due.len() < SHARDS_MAX && replica.settle() {
                 due.push((replica.clone(), idle.clone()));
             }
             seen.insert(key(&replica), (idle, since));
@@ -152,6 +195,55 @@ impl Memory {
             }
         }
     }
+}
+
+/// Asks a node which of some replicas' shards it leads; returns those that it does not.
+async fn ask_who_leads(
+    host: &Host,
+    node: NodeId,
+    replicas: Vec<Arc<Replica>>,
+) -> Vec<Arc<Replica>> {
+    let named = |replica: &Arc<Replica>| {
+        let GroupId { shard, incarnation } = replica.group();
+        (shard, incarnation)
+    };
+    let question = wire::encode(&replicas.iter().map(named).collect::<Vec<_>>());
+    let answer = host.peers().call(node, CallKind::Leads, question, ASK_TIMEOUT).await;
+    let answer = answer.ok().and_then(|answer| wire::decode("who leads", &answer).ok());
+    let leads: Vec<bool> = answer.unwrap_or_default();
+    let mut unled = Vec::new();
+    for (replica, leads) in replicas.into_iter().zip(leads) {
+        if leads {
+            replica.confirm_rest();
+        } else {
+            unled.push(replica);
+        }
+    }
+    unled
+}
+
+/// Says which shards this node's replicas lead.
+///
+/// # Errors
+/// If the question makes no sense.
+pub(crate) fn answer_leads(host: &Host, content: &[u8]) -> Result<Bytes, WireError> {
+    let groups: Vec<(u64, u32)> = wire::decode("a question who leads", content)?;
+    let leads = |(shard, incarnation)| {
+        let replica = host.replica_of_group(GroupId { shard, incarnation });
+        replica.is_some_and(|replica| replica.is_leader())
+    };
+    Ok(wire::encode(&groups.into_iter().map(leads).collect::<Vec<bool>>()))
+}
+
+/// Wakes replicas after a while, a few at a time.
+fn wake_some(replicas: Vec<Arc<Replica>>, after: Duration, pause: Duration) {
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        for some in replicas.chunks(WAKE_TOGETHER) {
+            some.iter().for_each(|replica| replica.stir());
+            tokio::time::sleep(pause).await;
+        }
+    });
 }
 
 /// Whether a leader that rests hears no quorum of its voters' nodes.
@@ -242,7 +334,7 @@ pub(crate) async fn answer_rouse(host: &Host, content: &[u8]) -> Result<Bytes, W
     let (shard, incarnation) = wire::decode("which shard is to wake", content)?;
     let leads = match host.replica_of_group(GroupId { shard, incarnation }) {
         Some(replica) => {
-            replica.rouse().await;
+            replica.wake().await;
             replica.is_leader()
         }
         None => false,
@@ -264,7 +356,7 @@ pub(crate) async fn may_be_replaced(
         return Ok(());
     }
     let Some(led) = replica.led() else {
-        replica.rouse().await;
+        replica.wake().await;
         return if replica.is_leader() { Err("it leads".to_owned()) } else { Ok(()) };
     };
     let node = led.leader.node_id;

@@ -176,7 +176,7 @@ impl Host {
         old.stop("another replica of the catalog takes its place").await;
         let node = self.identity().node_id;
         let replica_id = settled_id(&seams.log, &seams.snapshots, node, None).await?;
-        self.set_catalog(Replica::open(self.parts(), CATALOG_GROUP, replica_id).await?);
+        self.set_catalog(Replica::open(self.parts(), CATALOG_GROUP, replica_id, false).await?);
         Ok(())
     }
 }

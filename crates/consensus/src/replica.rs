@@ -7,6 +7,7 @@ mod reading;
 mod standing;
 
 pub(crate) use self::leading::Led;
+use self::quiescence::Quiescence;
 pub(crate) use self::quiescence::{Idle, Rest};
 
 use std::ops::ControlFlow;
@@ -23,7 +24,7 @@ use anchorhold_model::{
 };
 use anchorhold_proto::peer_v1::SnapshotChunk;
 use anchorhold_storage::snapshot::SnapshotDigest;
-use anchorhold_storage::{GroupId, StateError};
+use anchorhold_storage::{GroupId, LogStore, StateError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -46,7 +47,7 @@ use crate::log::GroupLogStorage;
 use crate::machine::{
     Applied, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
 };
-use crate::network::Network;
+use crate::network::{CHUNK_TIMEOUT, Network};
 use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};
 use crate::snapshot;
@@ -140,7 +141,7 @@ pub struct Replica {
     fenced: AtomicBool,
     /// A leader that no quorum has acknowledged for so long leads nobody any more.
     leader_lease: Duration,
-    quiescence: quiescence::Quiescence,
+    quiescence: Quiescence,
     /// Heartbeats of a leader without a quorum.
     silence: Mutex<leading::Silence>,
 }
@@ -249,6 +250,12 @@ fn durable(parts: &NodeParts, log: &GroupLogStorage) -> watch::Receiver<u64> {
     durable
 }
 
+/// Whether a replica's last vote is that of a leader.
+fn had_a_leader(log: &dyn LogStore, group: GroupId) -> bool {
+    let vote = log.group(group).and_then(|log| log.hard_state);
+    vote.is_some_and(|vote| vote.committed)
+}
+
 /// Whether a command makes the shard larger. Everything else is how a full disk gets room.
 fn adds_data(command: &Command) -> bool {
     match command.write {
@@ -263,11 +270,13 @@ fn adds_data(command: &Command) -> bool {
 }
 
 impl Replica {
-    /// Opens a replica and starts its Raft instance.
+    /// Opens a replica and starts its Raft instance. It begins at rest if it may, and its group had
+    /// a leader when it was last heard of.
     pub(crate) async fn open(
         parts: &NodeParts,
         group: GroupId,
         replica_id: ReplicaId,
+        may_rest: bool,
     ) -> Result<Arc<Self>, StateError> {
         let shared = Arc::new(open_shared(parts, group)?);
         let log = GroupLogStorage::new(parts.seams.log.clone(), group, parts.seams.exit.clone());
@@ -298,6 +307,11 @@ impl Replica {
             tracing::error!(shard = group.shard, replica = replica_id.0, "{fence}");
             raft.runtime_config().elect(false);
         }
+        let rests = may_rest
+            && fence.is_none()
+            && parts.config.quiesce_after_ms != 0
+            && had_a_leader(&*parts.seams.log, group);
+        raft.runtime_config().tick(!rests);
         let replica = Arc::new(Self {
             group,
             replica_id,
@@ -323,7 +337,7 @@ impl Replica {
             stopped: ArcSwap::default(),
             fenced: AtomicBool::new(fence.is_some()),
             leader_lease: Duration::from_millis(parts.config.election_timeout_ms_max),
-            quiescence: quiescence::Quiescence::default(),
+            quiescence: if rests { Quiescence::begin_at_rest() } else { Quiescence::default() },
             silence: Mutex::default(),
         });
         if shard_id != ShardId::CATALOG {
@@ -729,11 +743,13 @@ impl Replica {
         let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
         let snapshots = &self.seams.snapshots;
         let mut receiver = snapshots
-            .receive(SnapshotDigest(head.digest), head.bytes)
+            .receive(self.group, SnapshotDigest(head.digest), head.bytes)
             .map_err(|error| internal(&error))?;
         let mut whole = false;
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk?;
+        loop {
+            let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.next()).await;
+            let chunk = chunk.map_err(|_| Status::aborted("the snapshot's sender fell silent"))?;
+            let Some(chunk) = chunk.transpose()? else { break };
             let mut written = Ok(());
             self.seams
                 .offload

@@ -14,6 +14,8 @@ use crate::host::Host;
 /// How often the catalog's index is compared with the shards that are led here, if nothing asks
 /// for it sooner.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Every so many times with those that rest too: what they say has not changed since.
+const LOOKS_PER_ROUND: u32 = 5;
 /// Longest wait for the catalog.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Descriptors that one command carries, at most.
@@ -21,18 +23,23 @@ const DESCRIPTORS_MAX: usize = 256;
 
 /// Keeps the catalog's index up to date while the node runs.
 pub(crate) async fn keep(host: Host) {
+    let mut look = 0_u32;
     loop {
         drop(tokio::time::timeout(INTERVAL, host.births().told.notified()).await);
-        tell(&host).await;
+        look = look.wrapping_add(1);
+        tell(&host, look.is_multiple_of(LOOKS_PER_ROUND)).await;
     }
 }
 
-async fn tell(host: &Host) {
+async fn tell(host: &Host, is_round: bool) {
     let catalog = host.catalog().borrow().clone();
     let replicas = host.replicas();
-    let led = replicas.iter().filter(|replica| replica.is_leader());
+    let led = replicas
+        .iter()
+        .filter(|replica| (is_round || !replica.is_quiesced()) && replica.is_leader());
     let led: Vec<ShardDescriptor> = led.map(|replica| replica.state().descriptor.clone()).collect();
-    let descriptors = news(&catalog, &led, host.descriptors().into_iter());
+    let here = std::iter::once_with(|| host.descriptors()).flatten();
+    let descriptors = news(&catalog, &led, here);
     if descriptors.is_empty() {
         return;
     }

@@ -14,6 +14,8 @@ use crate::replica::Replica;
 
 /// How often the shards are looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Every so many looks at those that rest too.
+const LOOKS_PER_ROUND: u32 = 5;
 /// How long a joint change may last before its leader takes whoever began it for dead.
 const JOINT_AFTER: Duration = Duration::from_secs(2);
 /// How long a member may be silent about its log before it gets a snapshot.
@@ -29,10 +31,13 @@ struct Memory {
 /// Looks after the shards that this node leads, for ever.
 pub(crate) async fn keep(host: Host) {
     let mut memory = Memory::default();
+    let mut look = 0_u32;
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let led: Vec<Arc<Replica>> =
-            host.replicas().into_iter().filter(|replica| replica.is_leader()).collect();
+        look = look.wrapping_add(1);
+        let is_round = look.is_multiple_of(LOOKS_PER_ROUND);
+        let mut led = host.replicas();
+        led.retain(|replica| (is_round || !replica.is_quiesced()) && replica.is_leader());
         memory.joint.retain(|shard, _| led.iter().any(|one| one.shard_id() == *shard));
         // Kept while another leads: where leaders come and go, none would wait long enough.
         memory.empty.retain(|(shard, _), _| host.replica(*shard).is_some());

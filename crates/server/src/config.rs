@@ -147,7 +147,7 @@ impl Default for NodeConfig {
             cors_origins: Vec::new(),
             admin_key: AdminKey::default(),
             log_format: LogFormat::default(),
-            log_filter: "info,openraft=warn".to_owned(),
+            log_filter: "info,openraft=error".to_owned(),
             consensus: ConsensusConfig::default(),
             disk: DiskConfig::default(),
             placement: PlacementSettings::default(),

@@ -103,9 +103,8 @@ impl Scrub {
 
     async fn read_snapshots(&self) -> Vec<String> {
         let snapshots = Arc::clone(&self.snapshots);
-        let groups = self.step(move || snapshots.groups()).await;
         let mut damage = Vec::new();
-        for group in groups.and_then(Result::ok).unwrap_or_default() {
+        for group in snapshots.groups() {
             let snapshots = Arc::clone(&self.snapshots);
             let latest = self.step(move || snapshots.latest(group)).await;
             let reason = match latest {

@@ -132,7 +132,7 @@ pub(crate) fn open_stores(
     let snapshots = SnapshotStore::open(&data_dir.join("snapshots"))
         .map_err(|error| failed("snapshots", &error))?;
     // Every replica has a snapshot file from its beginning on: its log cannot be a new one.
-    let groups = snapshots.groups().map_err(|error| failed("snapshots", &error))?;
+    let groups = snapshots.groups();
     let log = SegmentedLog::open_known(fs, &data_dir.join("log"), log, !groups.is_empty())
         .map_err(|error| failed("log", &error))?;
     tell(log.report());

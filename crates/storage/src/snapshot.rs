@@ -44,6 +44,7 @@
 //! Not here: what rows and metadata mean, when to take a snapshot, how it travels (`consensus`).
 
 mod card;
+mod directory;
 mod format;
 mod reader;
 mod receiver;

@@ -28,6 +28,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 const ACT_INTERVAL: Duration = Duration::from_millis(50);
 /// Every so many looks it looks at all its replicas, else only at those that may be in trouble.
 const LOOKS_PER_ROUND: u32 = 4;
+/// Every so many at those that rest: nothing is asked of them, and waking them looks soon enough.
+const LOOKS_PER_LONG_ROUND: u32 = 20;
 /// A leadership that was offered in vain is not offered again before.
 const OFFER_PAUSE: Duration = Duration::from_secs(3);
 /// Without a leader for as long, a group is led by whoever can.
@@ -78,16 +80,21 @@ pub(crate) async fn act(host: Host) {
         host.fitness().set_withdrawn(is_withdrawn(&host));
         let report = host.fitness().report();
         let mut is_round = look.is_multiple_of(LOOKS_PER_ROUND);
+        let mut is_long_round = look.is_multiple_of(LOOKS_PER_LONG_ROUND);
         look = look.wrapping_add(1);
         if report.troubles != memory.troubles {
             say(&memory.troubles, &report.troubles);
             memory.troubles.clone_from(&report.troubles);
-            is_round = true;
+            (is_round, is_long_round) = (true, true);
         }
         let own = NodeFitness { disk: report.disk, is_fit: host.fitness().may_lead(&report) };
         let mut replicas = host.replicas();
         replicas.push(host.catalog_replica());
-        memory.forget_all_but(&replicas);
+        if is_long_round {
+            memory.forget_all_but(&replicas);
+        } else {
+            replicas.retain(|replica| !replica.is_quiesced());
+        }
         for replica in replicas.iter().filter(|replica| !replica.is_quiesced()) {
             replica.keep_silence().await;
         }

@@ -41,7 +41,7 @@ impl Host {
         let parts = &self.inner.parts;
         let _opening = self.inner.opening.lock().await;
         let mut found = Vec::new();
-        for group in parts.seams.snapshots.groups().map_err(damaged)? {
+        for group in parts.seams.snapshots.groups() {
             if group == CATALOG_GROUP {
                 continue;
             }
@@ -103,7 +103,8 @@ impl Host {
             return Ok(());
         };
         fence::close_if_forgotten(&parts.seams.log, group).await?;
-        self.open(group, replica_id, card.is_some_and(|card| card.may_found)).await
+        let may_found = card.is_some_and(|card| card.may_found);
+        self.open(group, replica_id, may_found, true).await
     }
 
     /// Opens newborns, and replicas that had to wait for a part of their range.
@@ -172,7 +173,7 @@ impl Host {
         birth::begin_log(&parts.seams.log, birth).await?;
         self.settle_if_filed(group)?;
         let parent = self.replica(birth.parent);
-        self.open(group, own.replica_id, false).await?;
+        self.open(group, own.replica_id, false, false).await?;
         self.inner.waiting.lock().remove(&group);
         let leader = parent.filter(|parent| parent.is_leader());
         if let (Some(parent), Some(child)) = (leader, self.replica(shard))

@@ -34,14 +34,21 @@ use crate::wire::{self, WireStoredMembership};
 const FOUND_PREFERRED_AFTER: Duration = Duration::from_millis(150);
 /// Wait before any other voter founds it in its place.
 const FOUND_OTHERS_AFTER: Duration = Duration::from_secs(5);
+/// Replicas here without a leader beyond which no more are founded for a moment.
+const UNLED_MAX: usize = 32;
+/// How often that is looked at, and for how long: where most nodes are away there will be none.
+const LEADERS_LOOK: Duration = Duration::from_millis(10);
+const LEADERS_LOOKS: usize = 500;
+
 impl Host {
     pub(super) async fn open(
         &self,
         group: GroupId,
         replica_id: ReplicaId,
         may_found: bool,
+        may_rest: bool,
     ) -> Result<(), StateError> {
-        let replica = Replica::open(&self.inner.parts, group, replica_id).await?;
+        let replica = Replica::open(&self.inner.parts, group, replica_id, may_rest).await?;
         self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
         if may_found {
             tokio::spawn(found_if_nobody_did(replica));
@@ -76,16 +83,19 @@ impl Host {
             if catalog.removed_shards.contains(&shard_id) {
                 self.destroy(&replica, "its shard is gone").await?;
             } else if let Some(descriptor) = catalog.shards.get(&shard_id)
+                && descriptor.replica(replica.replica_id()).is_none()
                 && self.card_of(&replica).is_left_out_by(replica.group(), descriptor)
             {
                 self.destroy(&replica, "its shard has removed it").await?;
             }
         }
+        let mut is_patient = true;
         for descriptor in catalog.shards.values() {
             let here = descriptor.replica_on(self.inner.identity.node_id);
             let Some(own) = here else { continue };
             let is_first = descriptor.epoch == Epoch::FIRST;
             if is_first && self.replica(descriptor.shard_id).is_none() {
+                is_patient = is_patient && self.wait_for_leaders().await;
                 let _opening = self.inner.opening.lock().await;
                 if self.may_begin(descriptor)? {
                     self.found(descriptor, own.replica_id).await?;
@@ -93,6 +103,19 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Waits until few of the replicas here know no leader: each of those campaigns, and more than the
+    /// nodes can serve would never have one. Returns whether that is so.
+    async fn wait_for_leaders(&self) -> bool {
+        for _ in 0..LEADERS_LOOKS {
+            let unled = self.replicas().into_iter().filter(|replica| replica.leader().is_none());
+            if unled.count() <= UNLED_MAX {
+                return true;
+            }
+            tokio::time::sleep(LEADERS_LOOK).await;
+        }
+        false
     }
 
     /// Makes a replica that may found its group, unless it was here before: a catalog copy may be
@@ -265,9 +288,15 @@ impl Host {
             may_found,
             is_gone: false,
         };
-        card.write(&parts.seams.snapshots, group)?;
-        write_founding_file(parts, group, Some(ShardState::new(descriptor.clone())))?;
-        self.open(group, replica_id, may_found).await
+        let mut written = Ok(());
+        parts.seams.offload.in_place(&mut || {
+            let state = ShardState::new(descriptor.clone());
+            written = card
+                .write(&parts.seams.snapshots, group)
+                .and_then(|()| write_founding_file(parts, group, Some(state)));
+        });
+        written?;
+        self.open(group, replica_id, may_found, false).await
     }
 
     /// Removes a replica for good.

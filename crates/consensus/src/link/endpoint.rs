@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::link::CallKind;
 use crate::quiescence;
 use crate::replica::Replica;
+use crate::seeding;
 use crate::types::AppendRequest;
 use crate::wire::{
     self, AppendAnswer, AppendMessage, MessageKind, ReadIndexMessage, TransferMessage, VoteAnswer,
@@ -310,6 +311,11 @@ impl PeerService for PeerEndpoint {
             Some(CallKind::Rouse) => quiescence::answer_rouse(&self.host, &call.content)
                 .await
                 .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            Some(CallKind::Leads) => quiescence::answer_leads(&self.host, &call.content)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            Some(CallKind::SnapshotHeld) => seeding::answer_held(&self.host, &call.content)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            Some(CallKind::SendSnapshot) => seeding::answer_send(&self.host, &call.content).await,
             Some(CallKind::Vitals) => wire::encode(&self.host.fitness().vitals()),
             Some(CallKind::Refused) => {
                 let node = wire::decode("a node's id", &call.content)

@@ -103,6 +103,9 @@ impl Replica {
 
     /// Whether this replica was elected and has lost its quorum since.
     pub(crate) fn has_lost_quorum(&self) -> bool {
+        if self.is_silence_excused() {
+            return false;
+        }
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.state == ServerState::Leader && self.has_lost_quorum_by(&metrics)

@@ -1,10 +1,11 @@
 //! Whether this replica's timers run. When they may stop: `crate::quiescence`.
 //!
 //! `Awake → Settling` (a leader asks the members) `→ Quiesced`, or `→ Awake` if one refuses;
-//! a follower goes `Awake → Quiesced`. Whatever concerns the shard: `→ Awake`. A leader's lease has
+//! a follower goes `Awake → Quiesced`, and begins there when its node starts, if its group had a leader:
+//! thousands that campaign at once would keep everybody busy with nothing. Whatever concerns the shard: `→ Awake`. A leader's lease has
 //! lapsed in its rest, and counts as held for as long again.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -32,6 +33,8 @@ pub(crate) struct Idle {
     pub(crate) rest: Rest,
     /// Counts what was asked of the replica.
     pub(crate) activity: u64,
+    /// Monotonic milliseconds when something was asked of it last; 0: never.
+    pub(crate) asked_ms: u64,
     /// Replica id and node of each other member, and whether it votes.
     pub(crate) members: Vec<(u64, u64, bool)>,
 }
@@ -41,12 +44,22 @@ pub(crate) struct Idle {
 pub(super) struct Quiescence {
     state: AtomicU8,
     activity: AtomicU64,
+    /// Monotonic milliseconds of the last time.
+    asked_ms: AtomicU64,
+    /// Rests since its node started, on the word of its own vote alone.
+    is_unconfirmed: AtomicBool,
     /// Monotonic milliseconds until which a leader that has rested needs no quorum; 0: it has had
     /// one since, or did not rest.
     excused_until: AtomicU64,
 }
 
 impl Quiescence {
+    /// Of a replica that is opened when its node starts, and whose group had a leader before.
+    pub(super) fn begin_at_rest() -> Self {
+        let (state, is_unconfirmed) = (AtomicU8::new(QUIESCED), AtomicBool::new(true));
+        Self { state, is_unconfirmed, ..Self::default() }
+    }
+
     fn moves(&self, from: u8, to: u8) -> bool {
         self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -66,6 +79,7 @@ impl Replica {
     pub(crate) fn idle(&self) -> Option<Idle> {
         // Read first: what comes later counts as more.
         let activity = self.quiescence.activity.load(Ordering::SeqCst);
+        let asked_ms = self.quiescence.asked_ms.load(Ordering::SeqCst);
         if !self.quiescence.is_awake() || !self.is_leader() {
             return None;
         }
@@ -84,7 +98,7 @@ impl Replica {
         let others = membership.nodes().filter(|(id, _)| **id != self.replica_id.0);
         let members = others.map(|(id, node)| (*id, node.node_id, voters.contains(id))).collect();
         let rest = Rest { leader: self.replica_id.0, term: metrics.current_term, last_index };
-        Some(Idle { rest, activity, members })
+        Some(Idle { rest, activity, asked_ms, members })
     }
 
     /// Whether a member has acknowledged all that this leader has.
@@ -140,16 +154,32 @@ impl Replica {
             return;
         }
         let until = self.freshness.now() + self.leader_lease;
-        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-        self.quiescence.excused_until.store(until, Ordering::SeqCst);
+        self.quiescence.excused_until.store(milliseconds(until), Ordering::SeqCst);
+        self.quiescence.is_unconfirmed.store(false, Ordering::SeqCst);
         self.quiescence.state.store(AWAKE, Ordering::SeqCst);
         self.raft.runtime_config().tick(true);
+    }
+
+    /// Whether it rests since its node started, and nobody has said yet that it is led.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        self.quiescence.is_unconfirmed.load(Ordering::SeqCst)
+    }
+
+    /// Its leader leads still.
+    pub(crate) fn confirm_rest(&self) {
+        self.quiescence.is_unconfirmed.store(false, Ordering::SeqCst);
     }
 
     /// Something is asked of the shard: a leader that rested has a quorum again when this returns, or
     /// has asked for one in vain. Followers rest on: they hear of it when the leader does.
     pub(crate) async fn rouse(&self) {
         self.quiescence.activity.fetch_add(1, Ordering::SeqCst);
+        self.quiescence.asked_ms.store(milliseconds(self.freshness.now()), Ordering::SeqCst);
+        self.wake().await;
+    }
+
+    /// As `rouse`, but the shard may rest again as soon as its members are in step.
+    pub(crate) async fn wake(&self) {
         let leads = || self.raft.metrics().borrow_watched().state == ServerState::Leader;
         if !self.quiescence.is_awake() && leads() {
             self.stir();
@@ -179,4 +209,8 @@ impl Replica {
         let acked = metrics.last_quorum_acked;
         acked.is_some_and(|acked| self.leader_lease <= acked.into_inner().elapsed())
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -16,5 +16,6 @@ mod members;
 mod power;
 mod quiescence;
 mod reads;
+mod seeding;
 mod split;
 mod writes;

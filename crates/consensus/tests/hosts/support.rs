@@ -422,7 +422,7 @@ impl TestCluster {
         let mut nodes: Vec<TestNode> = Vec::new();
         let wires = Wires::default();
         for number in 0..count {
-            let zone = format!("zone-{number}");
+            let zone = format!("zone-{}", number % 3);
             let join_at = nodes.first().map(|first| first.address.clone());
             let instance = 1 + number as u128;
             let (join_at, disk) = (join_at.as_deref(), durable());

@@ -1,7 +1,7 @@
 //! Connections between nodes that can be cut in one direction or both: what is sent is held, as on
 //! a link that has fallen silent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,23 +20,44 @@ use tower::service_fn;
 /// How often a held transfer looks whether the link is whole again.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// The directions that are cut, as addresses from and to.
+/// Addresses from and to.
+type Direction = (String, String);
+
+/// All connections between the nodes of a cluster.
 #[derive(Clone, Default)]
-pub(crate) struct Wires(Arc<Mutex<BTreeSet<(String, String)>>>);
+pub(crate) struct Wires(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    cut: BTreeSet<Direction>,
+    refused: BTreeSet<Direction>,
+    /// Bytes sent by who dialled.
+    sent: BTreeMap<Direction, u64>,
+}
 
 impl Wires {
     /// Nothing that one node sends reaches the other any more.
     pub(crate) fn cut(&self, from: &str, to: &str) {
-        self.0.lock().insert((from.to_owned(), to.to_owned()));
+        self.0.lock().cut.insert((from.to_owned(), to.to_owned()));
+    }
+
+    /// No new connection from one node to the other comes about.
+    pub(crate) fn refuse(&self, from: &str, to: &str) {
+        self.0.lock().refused.insert((from.to_owned(), to.to_owned()));
     }
 
     /// All links are whole again.
     pub(crate) fn heal(&self) {
-        self.0.lock().clear();
+        self.0.lock().cut.clear();
+    }
+
+    /// Bytes that one node has sent to the other over connections that it made.
+    pub(crate) fn sent(&self, from: &str, to: &str) -> u64 {
+        self.0.lock().sent.get(&(from.to_owned(), to.to_owned())).copied().unwrap_or_default()
     }
 
     fn is_cut(&self, from: &str, to: &str) -> bool {
-        self.0.lock().contains(&(from.to_owned(), to.to_owned()))
+        self.0.lock().cut.contains(&(from.to_owned(), to.to_owned()))
     }
 }
 
@@ -55,6 +76,9 @@ impl Dial for WireDial {
         let connect = service_fn(move |_| {
             let (ends, wires) = (ends.clone(), wires.clone());
             async move {
+                if wires.0.lock().refused.contains(&*ends) {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
                 let stream = TcpStream::connect(&ends.1).await?;
                 Ok::<_, io::Error>(TokioIo::new(Wire { stream, ends, wires }))
             }
@@ -108,7 +132,11 @@ impl AsyncWrite for Wire {
         if self.is_held(&self.ends.0, &self.ends.1, context) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if let Poll::Ready(Ok(count)) = written {
+            *self.wires.0.lock().sent.entry((*self.ends).clone()).or_default() += count as u64;
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,16 +3,23 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::directory::Directory;
 use super::{SnapshotDigest, SnapshotError, SnapshotFile, reader, store};
 use crate::durable;
+use crate::log_store::GroupId;
 
 /// Snapshots that are being received.
 pub(super) type Receiving = Arc<Mutex<BTreeSet<SnapshotDigest>>>;
+
+/// Where a snapshot lies while it arrives.
+pub(super) fn part_path(directory: &Directory, group: GroupId, digest: SnapshotDigest) -> PathBuf {
+    directory.path().join(format!("{}{digest}.part", store::group_prefix(group)))
+}
 
 /// A snapshot that arrives in pieces, each of which directly follows what is there or overlaps it.
 ///
@@ -20,7 +27,7 @@ pub(super) type Receiving = Arc<Mutex<BTreeSet<SnapshotDigest>>>;
 /// snapshot goes on there. Opening the [`super::SnapshotStore`] again removes it.
 #[derive(Debug)]
 pub struct SnapshotReceiver {
-    dir: PathBuf,
+    directory: Arc<Directory>,
     path: PathBuf,
     file: File,
     digest: SnapshotDigest,
@@ -32,7 +39,8 @@ pub struct SnapshotReceiver {
 
 impl SnapshotReceiver {
     pub(super) fn open(
-        dir: &Path,
+        directory: &Arc<Directory>,
+        group: GroupId,
         digest: SnapshotDigest,
         bytes: u64,
         receiving: &Receiving,
@@ -40,7 +48,7 @@ impl SnapshotReceiver {
         if !receiving.lock().insert(digest) {
             return Err(SnapshotError::Busy { digest });
         }
-        let path = dir.join(format!("{digest}.part"));
+        let path = part_path(directory, group, digest);
         let open = || {
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -49,7 +57,7 @@ impl SnapshotReceiver {
         };
         match open() {
             Ok((file, written)) => Ok(Self {
-                dir: dir.to_owned(),
+                directory: Arc::clone(directory),
                 path,
                 file,
                 digest,
@@ -116,7 +124,7 @@ impl SnapshotReceiver {
             }
         });
         match announced {
-            Ok(found) => store::take_over(&self.dir, &self.file, found),
+            Ok(found) => store::take_over(&self.directory, &self.file, found),
             Err(error) => {
                 self.abandon()?;
                 Err(error)

@@ -4,16 +4,19 @@
 //! |---|---|
 //! | `<shard>-<incarnation>-<term>-<index>.snap` | a complete snapshot; 16, 8, 16 and 16 hex digits; `none` stands for term and index before the first entry |
 //! | `<such a name>.tmp` | being written |
-//! | `<digest>.part` | being received |
+//! | `<shard>-<incarnation>-<digest>.part` | being received, or what a broken transfer left |
 //! | `<shard>-<incarnation>.card` | what the node knows of its replica, see `card` |
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::receiver::Receiving;
+use super::directory::Directory;
+use super::receiver::{self, Receiving};
 use super::{
     SnapshotDigest, SnapshotError, SnapshotFile, SnapshotHeader, SnapshotReceiver, SnapshotWriter,
     reader,
@@ -24,10 +27,11 @@ use crate::log_store::GroupId;
 /// The snapshot files of a node.
 #[derive(Debug)]
 pub struct SnapshotStore {
-    dir: PathBuf,
+    directory: Arc<Directory>,
     receiving: Receiving,
-    /// Nothing is removed while somebody looks for files: a directory is not read at one moment, and
-    /// what was there at its beginning must be there until its end.
+    /// The snapshot of each group that was received last: it may have been broken off.
+    last_received: Mutex<BTreeMap<GroupId, SnapshotDigest>>,
+    /// Nothing is removed while somebody looks at files: what is listed must be there until its end.
     removal: RwLock<()>,
 }
 
@@ -45,13 +49,19 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`].
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
+        let open = || {
+            fs::create_dir_all(dir)?;
+            Directory::read(dir)
+        };
+        let (directory, paths) =
+            open().map_err(|source| SnapshotError::Io { path: dir.to_owned(), source })?;
         let store = Self {
-            dir: dir.to_owned(),
+            directory: Arc::new(directory),
             receiving: Receiving::default(),
+            last_received: Mutex::default(),
             removal: RwLock::default(),
         };
-        fs::create_dir_all(dir).map_err(|source| store.io(dir, source))?;
-        for path in store.paths()? {
+        for path in paths {
             if path.extension().is_some_and(|extension| extension == "tmp" || extension == "part") {
                 durable::remove_if_present(&path).map_err(|source| store.io(&path, source))?;
             }
@@ -61,7 +71,7 @@ impl SnapshotStore {
 
     /// The directory.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.directory.path()
     }
 
     /// Begins a new snapshot.
@@ -69,21 +79,42 @@ impl SnapshotStore {
     /// # Errors
     /// As [`SnapshotWriter::create`].
     pub fn create(&self, header: SnapshotHeader) -> Result<SnapshotWriter, SnapshotError> {
-        SnapshotWriter::create(&self.dir, header)
+        SnapshotWriter::create(&self.directory, header)
     }
 
     /// Begins to receive a snapshot of `bytes` bytes, or goes on where an earlier receiver of the
-    /// same one stopped.
+    /// same one stopped. What is left of the group's other broken transfers is removed.
     ///
     /// # Errors
     /// [`SnapshotError::Busy`] while another receiver of the same snapshot exists;
     /// [`SnapshotError::Io`].
     pub fn receive(
         &self,
+        group: GroupId,
         digest: SnapshotDigest,
         bytes: u64,
     ) -> Result<SnapshotReceiver, SnapshotError> {
-        SnapshotReceiver::open(&self.dir, digest, bytes, &self.receiving)
+        let (directory, receiving) = (&self.directory, &self.receiving);
+        let receiver = SnapshotReceiver::open(directory, group, digest, bytes, receiving)?;
+        let ended = {
+            let before = self.last_received.lock().insert(group, digest);
+            before.filter(|before| *before != digest && !receiving.lock().contains(before))
+        };
+        if let Some(ended) = ended {
+            let path = receiver::part_path(directory, group, ended);
+            durable::remove_if_present(&path).map_err(|source| self.io(&path, source))?;
+        }
+        Ok(receiver)
+    }
+
+    /// How many bytes a broken transfer of a snapshot has left here: where its sender may go on. 0
+    /// while it is being received.
+    pub fn held_bytes(&self, group: GroupId, digest: SnapshotDigest) -> u64 {
+        if self.receiving.lock().contains(&digest) {
+            return 0;
+        }
+        let part = fs::metadata(receiver::part_path(&self.directory, group, digest));
+        part.map_or(0, |part| part.len())
     }
 
     /// Verifies a complete file that lies on the same file system and moves it here.
@@ -93,7 +124,7 @@ impl SnapshotStore {
     pub fn adopt(&self, path: &Path) -> Result<SnapshotFile, SnapshotError> {
         let found = reader::verify(path)?;
         let file = File::open(path).map_err(|source| self.io(path, source))?;
-        take_over(&self.dir, &file, found)
+        take_over(&self.directory, &file, found)
     }
 
     /// A group's snapshot files from the oldest to the newest position. Header and footer of each
@@ -108,10 +139,11 @@ impl SnapshotStore {
 
     fn listing(&self, group: GroupId) -> Result<Listing, SnapshotError> {
         let _looking = self.removal.read();
-        let mut paths = self.paths()?;
-        paths.retain(|path| group_of(path) == Some(group));
+        let mut paths = Vec::new();
         let mut intact = Vec::new();
-        for path in &paths {
+        for path in self.directory.of(group) {
+            let path = &path;
+            paths.push(path.clone());
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             match reader::describe(path) {
                 Ok(file) if file_name(&file.header) == name => intact.push(file),
@@ -120,6 +152,11 @@ impl SnapshotStore {
                 }
                 Err(SnapshotError::Damaged { offset, reason, .. }) => {
                     tracing::warn!(path = %path.display(), offset, reason, "a snapshot is damaged");
+                }
+                Err(SnapshotError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), "somebody has removed a snapshot");
+                    self.directory.forget(path);
+                    paths.pop();
                 }
                 Err(error) => return Err(error),
             }
@@ -137,15 +174,8 @@ impl SnapshotStore {
     }
 
     /// All groups that have a snapshot file, in order.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Io`].
-    pub fn groups(&self) -> Result<Vec<GroupId>, SnapshotError> {
-        let mut groups: Vec<GroupId> =
-            self.paths()?.iter().filter_map(|path| group_of(path)).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        Ok(groups)
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.directory.groups()
     }
 
     /// Removes all of a group's files but the newest intact one, damaged ones included, and says
@@ -176,32 +206,20 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`].
     pub fn remove_group(&self, group: GroupId) -> Result<usize, SnapshotError> {
-        let mut paths = self.paths()?;
-        paths.retain(|path| group_of(path) == Some(group));
-        self.remove(&paths)
+        self.remove(&self.directory.of(group))
     }
 
     fn remove(&self, paths: &[PathBuf]) -> Result<usize, SnapshotError> {
         let removing = self.removal.write();
         for path in paths {
             durable::remove_if_present(path).map_err(|source| self.io(path, source))?;
+            self.directory.forget(path);
         }
         drop(removing);
         if !paths.is_empty() {
-            durable::sync_dir(&self.dir).map_err(|source| self.io(&self.dir, source))?;
+            durable::sync_dir(self.dir()).map_err(|source| self.io(self.dir(), source))?;
         }
         Ok(paths.len())
-    }
-
-    /// All files, in the order of their names.
-    fn paths(&self) -> Result<Vec<PathBuf>, SnapshotError> {
-        let list = || {
-            let entries = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.path()));
-            let mut paths = entries.collect::<std::io::Result<Vec<_>>>()?;
-            paths.sort_unstable();
-            Ok(paths)
-        };
-        list().map_err(|source| self.io(&self.dir, source))
     }
 
     #[expect(clippy::unused_self, reason = "reads as one word at its many uses")]
@@ -224,7 +242,7 @@ pub(super) fn group_prefix(group: GroupId) -> String {
 }
 
 /// The group in a final name.
-fn group_of(path: &Path) -> Option<GroupId> {
+pub(super) fn group_of(path: &Path) -> Option<GroupId> {
     let name = path.file_name()?.to_str()?.strip_suffix(".snap")?;
     let mut parts = name.split('-');
     let shard = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -235,15 +253,16 @@ fn group_of(path: &Path) -> Option<GroupId> {
 
 /// Moves a verified file to its final name, durably.
 pub(super) fn take_over(
-    dir: &Path,
+    directory: &Directory,
     file: &File,
     found: SnapshotFile,
 ) -> Result<SnapshotFile, SnapshotError> {
-    let path = dir.join(file_name(&found.header));
+    let path = directory.path().join(file_name(&found.header));
     let take_over = || {
         file.sync_all()?;
         fs::rename(&found.path, &path)?;
-        durable::sync_dir(dir)
+        directory.note(&path);
+        durable::sync_dir(directory.path())
     };
     match take_over() {
         Ok(()) => Ok(SnapshotFile { path, ..found }),

@@ -22,7 +22,7 @@ fn header(shard: u64, index: u64) -> SnapshotHeader {
 }
 
 fn write(dir: &Path, header: SnapshotHeader, rows: &[SnapshotRow]) -> SnapshotFile {
-    let mut writer = SnapshotWriter::create(dir, header).unwrap();
+    let mut writer = SnapshotStore::open(dir).unwrap().create(header).unwrap();
     for (key, value) in rows {
         writer.push(key, value).unwrap();
     }
@@ -154,10 +154,11 @@ fn blocks_that_are_swapped_left_out_or_repeated_are_an_error() {
 #[test]
 fn an_unfinished_snapshot_leaves_nothing() {
     let dir = temp();
-    let mut writer = SnapshotWriter::create(dir.path(), header(1, 9)).unwrap();
+    let store = SnapshotStore::open(dir.path()).unwrap();
+    let mut writer = store.create(header(1, 9)).unwrap();
     writer.push(b"a", &value(1, 200_000)).unwrap();
     assert_eq!(names(dir.path()).len(), 1);
-    assert!(SnapshotWriter::create(dir.path(), header(1, 9)).is_err(), "one writer at a time");
+    assert!(store.create(header(1, 9)).is_err(), "one writer at a time");
     assert_eq!(names(dir.path()).len(), 1, "a refused writer leaves the other one's file");
     drop(writer);
     assert_eq!(names(dir.path()), [""; 0]);
@@ -176,12 +177,32 @@ fn a_store_keeps_the_newest_of_each_group() {
     assert_eq!(store.latest(other_incarnation).unwrap(), None);
     assert_eq!(store.latest(group(1)).unwrap().unwrap().header, header(1, 200));
     assert_eq!(store.list(group(1)).unwrap().len(), 4);
-    assert_eq!(store.groups().unwrap(), [group(1), group(2)]);
+    assert_eq!(store.groups(), [group(1), group(2)]);
     assert_eq!(store.retain_latest(group(1)).unwrap(), 3);
     assert_eq!(store.list(group(1)).unwrap().len(), 1);
     assert_eq!(store.latest(group(1)).unwrap().unwrap().header, header(1, 200));
     assert_eq!(store.remove_group(group(1)).unwrap(), 1);
-    assert_eq!(store.groups().unwrap(), [group(2)]);
+    assert_eq!(store.groups(), [group(2)]);
+}
+
+#[test]
+fn a_file_that_somebody_removed_is_gone_at_the_next_look() {
+    let dir = temp();
+    let store = SnapshotStore::open(dir.path()).unwrap();
+    let older = store.create(header(1, 30)).unwrap().finish().unwrap();
+    let newer = store.create(header(1, 31)).unwrap().finish().unwrap();
+    fs::remove_file(&newer.path).unwrap();
+    assert_eq!(store.latest(group(1)).unwrap(), Some(older.clone()));
+    fs::remove_file(&older.path).unwrap();
+    assert_eq!((store.latest(group(1)).unwrap(), store.groups()), (None, Vec::new()));
+}
+
+#[test]
+fn a_store_that_is_opened_again_knows_the_files_that_are_there() {
+    let dir = temp();
+    let file = write(dir.path(), header(1, 9), &small_rows());
+    let store = SnapshotStore::open(dir.path()).unwrap();
+    assert_eq!((store.groups(), store.latest(group(1)).unwrap()), (vec![group(1)], Some(file)));
 }
 
 /// One thread writes snapshots and removes the older ones, as a builder does; another one removes
@@ -224,9 +245,9 @@ fn the_newest_is_found_whenever_it_is_asked_for_while_older_ones_go() {
 #[test]
 fn a_damaged_newest_snapshot_never_costs_the_older_one() {
     let dir = temp();
-    let store = SnapshotStore::open(dir.path()).unwrap();
     let older = write(dir.path(), header(1, 30), &small_rows());
     let newest = write(dir.path(), header(1, 31), &small_rows());
+    let store = SnapshotStore::open(dir.path()).unwrap();
     let mut bytes = fs::read(&newest.path).unwrap();
     let place = bytes.len() - 80;
     bytes[place] ^= 1;
@@ -262,15 +283,18 @@ fn a_snapshot_arrives_in_pieces_with_interruptions() {
     fs::remove_file(&sent.path).unwrap();
     let store = SnapshotStore::open(to.path()).unwrap();
 
-    let mut receiver = store.receive(sent.digest, source.bytes()).unwrap();
+    let mut receiver = store.receive(group(4), sent.digest, source.bytes()).unwrap();
     receiver.write_at(0, &source.read_at(0, 100_000).unwrap()).unwrap();
-    assert!(matches!(store.receive(sent.digest, 1), Err(SnapshotError::Busy { .. })));
+    assert!(matches!(store.receive(group(4), sent.digest, 1), Err(SnapshotError::Busy { .. })));
     let early = receiver.write_at(100_001, b"x");
     assert!(matches!(early, Err(SnapshotError::Gap { offset: 100_001, expected: 100_000 })));
+    assert_eq!(store.held_bytes(group(4), sent.digest), 0, "it is being received");
     let unfinished = receiver.finish();
     assert!(matches!(unfinished, Err(SnapshotError::Gap { expected: 100_000, .. })));
+    assert_eq!(store.held_bytes(group(4), sent.digest), 100_000);
+    assert_eq!(store.held_bytes(group(5), sent.digest), 0);
 
-    let mut receiver = store.receive(sent.digest, source.bytes()).unwrap();
+    let mut receiver = store.receive(group(4), sent.digest, source.bytes()).unwrap();
     assert_eq!(receiver.written(), 100_000, "what arrived stays");
     receiver.write_at(50_000, &source.read_at(50_000, 10).unwrap()).unwrap();
     receiver.write_at(99_000, &source.read_at(99_000, 2_000).unwrap()).unwrap();
@@ -290,13 +314,32 @@ fn a_snapshot_arrives_in_pieces_with_interruptions() {
 }
 
 #[test]
+fn what_a_broken_transfer_left_goes_when_another_snapshot_of_the_group_comes() {
+    let dir = temp();
+    let store = SnapshotStore::open(dir.path()).unwrap();
+    let begin = |shard, digest| {
+        let mut receiver = store.receive(group(shard), SnapshotDigest([digest; 32]), 100).unwrap();
+        receiver.write_at(0, b"abc").unwrap();
+        receiver
+    };
+    drop(begin(4, 1));
+    drop(begin(5, 2));
+    assert_eq!(names(dir.path()).len(), 2);
+    let under_way = begin(4, 3);
+    assert_eq!(names(dir.path()).len(), 2, "the other group's stays");
+    drop(begin(4, 4));
+    assert_eq!(names(dir.path()).len(), 3, "what is under way stays");
+    drop(under_way);
+}
+
+#[test]
 fn a_wrong_or_damaged_snapshot_is_not_taken_over() {
     let (from, to) = (temp(), temp());
     let store = SnapshotStore::open(to.path()).unwrap();
     let sent = write(from.path(), header(4, 9), &small_rows());
     let bytes = fs::read(&sent.path).unwrap();
     let receive = |digest, bytes: &[u8]| {
-        let mut receiver = store.receive(digest, bytes.len() as u64).unwrap();
+        let mut receiver = store.receive(group(4), digest, bytes.len() as u64).unwrap();
         receiver.write_at(0, bytes).unwrap();
         receiver.finish()
     };

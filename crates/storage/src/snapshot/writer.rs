@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::directory::Directory;
 use super::format::{self, Footer};
 use super::{SnapshotDigest, SnapshotError, SnapshotFile, SnapshotHeader, store};
 use crate::durable;
@@ -13,7 +15,7 @@ use crate::durable;
 /// A snapshot being written. Dropped before [`SnapshotWriter::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct SnapshotWriter {
-    dir: PathBuf,
+    directory: Arc<Directory>,
     temporary: PathBuf,
     header: SnapshotHeader,
     file: BufWriter<File>,
@@ -28,18 +30,21 @@ pub struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
-    /// Begins a snapshot in `dir`, which must exist.
+    /// Begins a snapshot in a directory.
     ///
     /// # Errors
     /// [`SnapshotError::Io`], also if one of the same group and position is being written;
     /// [`SnapshotError::TooLong`] for the metadata.
-    pub fn create(dir: &Path, header: SnapshotHeader) -> Result<Self, SnapshotError> {
+    pub(super) fn create(
+        directory: &Arc<Directory>,
+        header: SnapshotHeader,
+    ) -> Result<Self, SnapshotError> {
         let head = format::encode_header(&header)?;
-        let temporary = dir.join(format!("{}.tmp", store::file_name(&header)));
+        let temporary = directory.path().join(format!("{}.tmp", store::file_name(&header)));
         let file = File::create_new(&temporary)
             .map_err(|source| SnapshotError::Io { path: temporary.clone(), source })?;
         let mut writer = Self {
-            dir: dir.to_owned(),
+            directory: Arc::clone(directory),
             temporary,
             header,
             file: BufWriter::with_capacity(2 * format::BLOCK_BYTES_TARGET, file),
@@ -93,10 +98,12 @@ impl SnapshotWriter {
         };
         self.file.flush().map_err(io(&self.temporary))?;
         self.file.get_ref().sync_all().map_err(io(&self.temporary))?;
-        let path = self.dir.join(store::file_name(&self.header));
+        let dir = self.directory.path();
+        let path = dir.join(store::file_name(&self.header));
         fs::rename(&self.temporary, &path).map_err(io(&path))?;
         self.finished = true;
-        durable::sync_dir(&self.dir).map_err(io(&self.dir))?;
+        self.directory.note(&path);
+        durable::sync_dir(dir).map_err(io(dir))?;
         let header = self.header.clone();
         Ok(SnapshotFile { path, header, rows: self.rows, bytes: self.bytes, digest })
     }

@@ -1,0 +1,108 @@
+//! Where a new replica's first snapshot comes from, and what becomes of a transfer that breaks off.
+
+use std::time::Duration;
+
+use anchorhold_consensus::{ConsensusConfig, MemberChange, Replica};
+use anchorhold_model::{Command, OperationId, ReplicaId, RequestId, ShardId, Write};
+
+use crate::support::{PATIENCE, TestCluster, anchor, eventually};
+
+const NEW_ID: ReplicaId = ReplicaId(1 << 48 | 16);
+const ANCHORS: u64 = 350;
+/// Bytes of properties in each anchor.
+const ANCHOR_BYTES: usize = 3_000;
+/// A snapshot has at least so many bytes, and not many more.
+const PAYLOAD: u64 = ANCHORS * ANCHOR_BYTES as u64;
+
+/// Four nodes, the last one in the zone of the first; a shard on the first three that the second
+/// leads.
+async fn with_a_large_shard(config: ConsensusConfig) -> (TestCluster, ShardId) {
+    let cluster = TestCluster::start_with(4, config).await;
+    let shard = cluster.create_account("one", Vec::new()).await[0];
+    let node = cluster.nodes[1].identity.node_id;
+    change(&cluster, shard, &MemberChange::TransferLeader { node }).await;
+    let leader = replica(&cluster, 1, shard);
+    for item in 0..ANCHORS {
+        let mut anchor = anchor(item);
+        anchor.properties.insert("ballast".into(), "x".repeat(ANCHOR_BYTES));
+        let command = Command {
+            operation: OperationId { request_id: RequestId(u128::from(item)), item: 0 },
+            epoch: leader.state().descriptor.epoch,
+            write: Write::Create(Box::new(anchor)),
+        };
+        leader.propose(vec![command], PATIENCE).await.unwrap();
+    }
+    (cluster, shard)
+}
+
+fn replica(cluster: &TestCluster, number: usize, shard: ShardId) -> std::sync::Arc<Replica> {
+    cluster.nodes[number].host().replica(shard).unwrap()
+}
+
+/// Makes a change at the leader, as often as it takes.
+async fn change(cluster: &TestCluster, shard: ShardId, change: &MemberChange) {
+    loop {
+        let leader = cluster.leader_of(shard).await;
+        let expected = replica(cluster, leader, shard).state().descriptor.epoch;
+        let host = cluster.nodes[leader].host();
+        if host.change_members(shard, expected, change).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn sent(cluster: &TestCluster, from: usize, to: usize) -> u64 {
+    cluster.wires.sent(&cluster.nodes[from].address, &cluster.nodes[to].address)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_replica_gets_its_snapshot_from_the_member_in_its_zone() {
+    let (cluster, shard) = with_a_large_shard(ConsensusConfig::default()).await;
+    let node = cluster.nodes[3].identity.node_id;
+    change(&cluster, shard, &MemberChange::AddLearner { node, replica_id: NEW_ID }).await;
+    assert!(PAYLOAD < sent(&cluster, 0, 3), "{} bytes from its zone", sent(&cluster, 0, 3));
+    assert!(sent(&cluster, 1, 3) < PAYLOAD / 2, "{} from the leader", sent(&cluster, 1, 3));
+    eventually("it has everything", || {
+        (replica(&cluster, 3, shard).state().anchors == ANCHORS).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_sends_the_snapshot_when_the_nearer_member_cannot() {
+    let (cluster, shard) = with_a_large_shard(ConsensusConfig::default()).await;
+    let (near, new) = (&cluster.nodes[0].address, &cluster.nodes[3].address);
+    cluster.wires.refuse(near, new);
+    let node = cluster.nodes[3].identity.node_id;
+    change(&cluster, shard, &MemberChange::AddLearner { node, replica_id: NEW_ID }).await;
+    assert!(PAYLOAD < sent(&cluster, 1, 3), "{} bytes from the leader", sent(&cluster, 1, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_breaks_off_goes_on_where_it_ended() {
+    // A chunk, and two seconds until the next one.
+    let slow =
+        ConsensusConfig { snapshot_bytes_per_second_max: 128 << 10, ..ConsensusConfig::default() };
+    let (cluster, shard) = with_a_large_shard(slow).await;
+    let node = cluster.nodes[3].identity.node_id;
+    let added = MemberChange::AddLearner { node, replica_id: NEW_ID };
+    let half = async {
+        while sent(&cluster, 0, 3) < PAYLOAD / 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = change(&cluster, shard, &added) => panic!("it was too fast"),
+        () = half => {}
+    }
+    // Its sender ends too: nobody waits for it any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    change(&cluster, shard, &added).await;
+    let bytes = sent(&cluster, 0, 3) + sent(&cluster, 1, 3);
+    assert!(bytes < PAYLOAD + PAYLOAD / 4, "{bytes} bytes for {PAYLOAD}");
+    eventually("it has everything", || {
+        (replica(&cluster, 3, shard).state().anchors == ANCHORS).then_some(())
+    })
+    .await;
+}
