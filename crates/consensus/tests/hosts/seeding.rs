@@ -30,7 +30,10 @@ async fn with_a_large_shard(config: ConsensusConfig) -> (TestCluster, ShardId) {
             epoch: leader.state().descriptor.epoch,
             write: Write::Create(Box::new(anchor)),
         };
-        leader.propose(vec![command], PATIENCE).await.unwrap();
+        // Who took the lead over may refuse until it has heard a quorum.
+        while leader.propose(vec![command.clone()], PATIENCE).await.is_err() {
+            change(&cluster, shard, &MemberChange::TransferLeader { node }).await;
+        }
     }
     (cluster, shard)
 }
