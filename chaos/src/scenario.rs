@@ -102,6 +102,7 @@ pub enum Wait {
 /// Scenarios that come with the harness, by name.
 const SHIPPED: &[(&str, &str)] = &[
     ("zone-loss", include_str!("../scenarios/zone-loss.toml")),
+    ("idle-shards", include_str!("../scenarios/idle-shards.toml")),
     ("zone-heal", include_str!("../scenarios/zone-heal.toml")),
     ("leader-loss", include_str!("../scenarios/leader-loss.toml")),
     ("node-kill-storm", include_str!("../scenarios/node-kill-storm.toml")),
