@@ -77,7 +77,8 @@ impl SnapshotStore {
     /// Begins a new snapshot.
     ///
     /// # Errors
-    /// As [`SnapshotWriter::create`].
+    /// [`SnapshotError::Io`], also if one of the same group and position is being written;
+    /// [`SnapshotError::TooLong`] for the metadata.
     pub fn create(&self, header: SnapshotHeader) -> Result<SnapshotWriter, SnapshotError> {
         SnapshotWriter::create(&self.directory, header)
     }
