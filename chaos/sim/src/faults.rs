@@ -24,7 +24,7 @@ pub enum Change {
     Hold(Host, Host),
     /// What waited arrives, and everything after it.
     Release(Host, Host),
-    /// A node's wall clock jumps by so many milliseconds.
+    /// A node's wall clock is so many milliseconds off from now on.
     Jump(usize, i64),
     /// A node's syncs take so many milliseconds longer.
     SlowSync(usize, u64),
@@ -42,8 +42,7 @@ pub enum Host {
 /// Changes with their times since the faults began.
 pub type Plan = Vec<(Duration, Change)>;
 
-/// Draws a plan whose faults begin within `length`. Each ends, a little later at the latest; only
-/// wall clocks stay where they jumped to.
+/// Draws a plan whose faults begin within `length`. Each ends, a little later at the latest.
 pub fn plan(random: &mut StdRng, length: Duration) -> Plan {
     let millis_max = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
     let mut plan = Plan::new();
@@ -92,7 +91,7 @@ fn draw(random: &mut StdRng, span: (u64, u64), free_at: &mut [u64; NODES], plan:
         83..88 => during(Change::Drop(a, Host::Clients), Change::Deliver(a, Host::Clients)),
         88..94 => {
             let millis = random.random_range(-60_000..60_000);
-            plan.push((Duration::from_millis(span.0), Change::Jump(node, millis)));
+            during(Change::Jump(node, millis), Change::Jump(node, 0));
         }
         _ => {
             let millis = random.random_range(20..600);
@@ -207,7 +206,7 @@ mod tests {
             let plan = plan(&mut StdRng::seed_from_u64(seed), Duration::from_secs(10));
             assert!(plan.is_sorted_by_key(|(at, _)| *at));
             let (mut links, mut down) = (Links::default(), [false; NODES]);
-            let mut slow = [0; NODES];
+            let (mut slow, mut ahead) = ([0; NODES], [0; NODES]);
             for (_, change) in plan {
                 links.take(change);
                 match change {
@@ -217,11 +216,12 @@ mod tests {
                     Change::Drop(..)
                     | Change::Deliver(..)
                     | Change::Hold(..)
-                    | Change::Release(..)
-                    | Change::Jump(..) => {}
+                    | Change::Release(..) => {}
+                    Change::Jump(node, millis) => ahead[node] = millis,
                 }
             }
-            assert_eq!((down, slow), ([false; NODES], [0; NODES]), "seed {seed}");
+            let whole = ([false; NODES], [0; NODES], [0; NODES]);
+            assert_eq!((down, slow, ahead), whole, "seed {seed}");
             assert!(links.drops.values().chain(links.holds.values()).all(|count| *count == 0));
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anchorhold_consensus::ConsensusConfig;
 #[cfg(feature = "mutants")]
 use anchorhold_consensus::hooks::Hooks;
-use anchorhold_server::{AdminKey, DiskConfig, Node, NodeConfig, NodeSeams};
+use anchorhold_server::{AdminKey, DiskConfig, Node, NodeConfig, NodeSeams, PlacementSettings};
 use rand::Rng;
 use tokio::sync::Notify;
 
@@ -53,6 +53,12 @@ fn config(world: &World, node: usize) -> NodeConfig {
             // Shards go to sleep between two operations, and faults meet them so.
             quiesce_after_ms: 500,
             ..ConsensusConfig::default()
+        },
+        // A split's child that lost what it begins with is built again soon enough to be waited for.
+        placement: PlacementSettings {
+            steady_ms: 1_000,
+            absent_ms: 3_000,
+            ..PlacementSettings::default()
         },
         // No ballast: the disk is never full here, and memory is dear.
         disk: DiskConfig { ballast_bytes: 0, ..DiskConfig::default() },
