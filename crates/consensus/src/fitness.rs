@@ -79,6 +79,8 @@ pub(crate) struct Fitness {
     /// Whether it is to lead nothing for now, though nothing ails it: it is drained, leaves, or has
     /// just come back.
     is_withdrawn: AtomicBool,
+    /// Monotonic time at which this node began to ask.
+    began: Duration,
     state: Mutex<State>,
 }
 
@@ -105,6 +107,7 @@ impl Fitness {
         config: &ConsensusConfig,
     ) -> Self {
         Self {
+            began: clock.monotonic(),
             clock,
             log,
             stall_max: Duration::from_millis(config.log_stall_ms),
@@ -178,11 +181,11 @@ impl Fitness {
         }
     }
 
-    /// Whether a node has answered within that while.
+    /// Whether a node has answered within that while, or could not have yet.
     pub(crate) fn has_heard(&self, node: NodeId, within: Duration) -> bool {
         let now = self.clock.monotonic();
-        let state = self.state.lock();
-        state.others.get(&node).is_some_and(|other| now.saturating_sub(other.heard) <= within)
+        let heard = self.state.lock().others.get(&node).map_or(self.began, |other| other.heard);
+        now.saturating_sub(heard) <= within
     }
 
     /// What was heard of another node lately.

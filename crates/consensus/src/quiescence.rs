@@ -35,6 +35,8 @@ const LOOKS_PER_ROUND: u32 = 5;
 /// How long a shard of which nothing was asked is left alone by elections and stragglers before it
 /// rests.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// Every so many looks it asks about all replicas that it does not lead.
+const LOOKS_PER_REVIEW: u32 = 30;
 /// A node that has not answered for as long leads nothing that rests. Nodes are asked twice a second.
 const SILENCE_MAX: Duration = Duration::from_millis(1_250);
 /// How long a leader's last heartbeats may be under way before it asks whether the members rest.
@@ -79,7 +81,7 @@ pub(crate) async fn keep(host: Host) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         look = look.wrapping_add(1);
-        memory.confirm_leaders(&host).await;
+        memory.confirm_leaders(&host, look.is_multiple_of(LOOKS_PER_REVIEW)).await;
         memory.wake_orphans(&host);
         if host.parts().config.quiesce_after_ms != 0 && look.is_multiple_of(LOOKS_PER_ROUND) {
             memory.let_rest(&host).await;
@@ -92,31 +94,41 @@ fn is_silent(host: &Host, node: NodeId) -> bool {
 }
 
 impl Memory {
-    /// Asks the leaders of replicas that began at rest whether they lead. Those that none confirms wake.
-    async fn confirm_leaders(&mut self, host: &Host) {
-        let mut unconfirmed = host.replicas();
-        unconfirmed.retain(|replica| replica.is_unconfirmed());
-        if unconfirmed.is_empty() {
+    /// Asks the leaders' nodes of replicas whether they lead. Those that began at rest and that none
+    /// confirms wake; now and then all are asked about, whatever went wrong with one.
+    async fn confirm_leaders(&mut self, host: &Host, is_round: bool) {
+        let mut replicas = host.replicas();
+        let unconfirmed = replicas.iter().any(|replica| replica.is_unconfirmed());
+        if !unconfirmed {
             self.unconfirmed_since = None;
+        }
+        replicas.retain(|replica| replica.is_unconfirmed() || is_round);
+        if replicas.is_empty() {
             return;
         }
         let now = host.parts().seams.clock.monotonic();
-        let since = *self.unconfirmed_since.get_or_insert(now);
         let mut asked: BTreeMap<NodeId, Vec<Arc<Replica>>> = BTreeMap::new();
         let mut unled = Vec::new();
-        for replica in &unconfirmed {
+        for replica in &replicas {
             match replica.leader().map(|leader| leader.node_id) {
-                Some(node) if node == host.identity().node_id => unled.push(Arc::clone(replica)),
-                Some(node) => asked.entry(node).or_default().push(Arc::clone(replica)),
-                None => {}
+                Some(node) if node != host.identity().node_id => {
+                    asked.entry(node).or_default().push(Arc::clone(replica));
+                }
+                Some(_) if replica.is_leader() => {}
+                Some(_) => unled.push(Arc::clone(replica)),
+                None if replica.is_unconfirmed() => {}
+                None => unled.push(Arc::clone(replica)),
             }
         }
         let asked = asked.into_iter().map(|(node, replicas)| ask_who_leads(host, node, replicas));
         unled.extend(join_all(asked).await.into_iter().flatten());
-        if SILENCE_MAX <= now.saturating_sub(since) {
-            unconfirmed.retain(|replica| replica.is_unconfirmed());
-            unled = unconfirmed;
+        if unconfirmed
+            && SILENCE_MAX <= now.saturating_sub(*self.unconfirmed_since.get_or_insert(now))
+        {
+            replicas.retain(|replica| replica.is_unconfirmed());
+            unled.extend(replicas);
         }
+        unled.retain(|replica| replica.is_quiesced());
         if !unled.is_empty() {
             // Not asked about again.
             unled.iter().for_each(|replica| replica.confirm_rest());
@@ -136,9 +148,10 @@ impl Memory {
         }
         let mut turns: BTreeMap<u32, Vec<Arc<Replica>>> = BTreeMap::new();
         for replica in host.replicas() {
-            let rests = replica.is_quiesced() && !replica.is_unconfirmed();
-            let leader = replica.leader().filter(|_| rests);
-            let Some(leader) = leader.map(|leader| leader.node_id) else { continue };
+            if !replica.is_quiesced() || replica.is_unconfirmed() {
+                continue;
+            }
+            let Some(leader) = replica.leader().map(|leader| leader.node_id) else { continue };
             if leader == own && hears_no_quorum(&replica, &silent) {
                 replica.stir();
             }
@@ -197,7 +210,8 @@ impl Memory {
     }
 }
 
-/// Asks a node which of some replicas' shards it leads; returns those that it does not.
+/// Asks a node which of some replicas' shards it leads; returns those that it does not. Leaders that
+/// rest although a member is awake or not in step are woken.
 async fn ask_who_leads(
     host: &Host,
     node: NodeId,
@@ -210,29 +224,42 @@ async fn ask_who_leads(
     let question = wire::encode(&replicas.iter().map(named).collect::<Vec<_>>());
     let answer = host.peers().call(node, CallKind::Leads, question, ASK_TIMEOUT).await;
     let answer = answer.ok().and_then(|answer| wire::decode("who leads", &answer).ok());
-    let leads: Vec<bool> = answer.unwrap_or_default();
-    let mut unled = Vec::new();
-    for (replica, leads) in replicas.into_iter().zip(leads) {
-        if leads {
-            replica.confirm_rest();
-        } else {
+    let stands: Vec<Option<(Rest, bool)>> = answer.unwrap_or_default();
+    let (mut unled, mut behind) = (Vec::new(), Vec::new());
+    for (replica, stand) in replicas.into_iter().zip(stands) {
+        let Some((rest, leader_rests)) = stand else {
             unled.push(replica);
+            continue;
+        };
+        if leader_rests && !(replica.is_quiesced() && replica.is_in_step(rest)) {
+            behind.push(named(&replica));
         }
+        replica.confirm_rest();
+    }
+    if !behind.is_empty() {
+        rouse_at(host, node, &behind).await;
     }
     unled
 }
 
-/// Says which shards this node's replicas lead.
+/// Asks a node to wake shards that it leads; returns which of them it does lead.
+async fn rouse_at(host: &Host, node: NodeId, groups: &[(u64, u32)]) -> Option<Vec<bool>> {
+    let content = wire::encode(&groups);
+    let answer = host.peers().call(node, CallKind::Rouse, content, ASK_TIMEOUT).await;
+    answer.ok().and_then(|answer| wire::decode("whether it leads", &answer).ok())
+}
+
+/// Says where this node's replicas stand that lead.
 ///
 /// # Errors
 /// If the question makes no sense.
 pub(crate) fn answer_leads(host: &Host, content: &[u8]) -> Result<Bytes, WireError> {
     let groups: Vec<(u64, u32)> = wire::decode("a question who leads", content)?;
-    let leads = |(shard, incarnation)| {
+    let stand = |(shard, incarnation)| {
         let replica = host.replica_of_group(GroupId { shard, incarnation });
-        replica.is_some_and(|replica| replica.is_leader())
+        replica.and_then(|replica| replica.stand())
     };
-    Ok(wire::encode(&groups.into_iter().map(leads).collect::<Vec<bool>>()))
+    Ok(wire::encode(&groups.into_iter().map(stand).collect::<Vec<_>>()))
 }
 
 /// Wakes replicas after a while, a few at a time.
@@ -326,20 +353,19 @@ pub(crate) fn answer_quiesce(host: &Host, content: &[u8]) -> Result<Bytes, WireE
     Ok(wire::encode(&questions.iter().map(rests).collect::<Vec<bool>>()))
 }
 
-/// Wakes a replica, and says whether it leads its shard.
+/// Wakes replicas, and says which of them lead.
 ///
 /// # Errors
 /// If the question makes no sense.
 pub(crate) async fn answer_rouse(host: &Host, content: &[u8]) -> Result<Bytes, WireError> {
-    let (shard, incarnation) = wire::decode("which shard is to wake", content)?;
-    let leads = match host.replica_of_group(GroupId { shard, incarnation }) {
-        Some(replica) => {
-            replica.wake().await;
-            replica.is_leader()
-        }
-        None => false,
-    };
-    Ok(wire::encode(&leads))
+    let groups: Vec<(u64, u32)> = wire::decode("which shards are to wake", content)?;
+    let woken = groups.into_iter().map(async |(shard, incarnation)| {
+        let replica = host.replica_of_group(GroupId { shard, incarnation })?;
+        replica.wake().await;
+        Some(replica.is_leader())
+    });
+    let leads = join_all(woken).await.into_iter().map(Option::unwrap_or_default);
+    Ok(wire::encode(&leads.collect::<Vec<bool>>()))
 }
 
 /// Whether the leader of a shard that rests may be replaced, as a node asks that has not heard of it:
@@ -364,10 +390,8 @@ pub(crate) async fn may_be_replaced(
         return Ok(());
     }
     let GroupId { shard, incarnation } = replica.group();
-    let content = wire::encode(&(shard, incarnation));
-    let answer = host.peers().call(node, CallKind::Rouse, content, ASK_TIMEOUT).await;
-    let leads = answer.ok().and_then(|answer| wire::decode("whether it leads", &answer).ok());
-    match leads {
+    let leads = rouse_at(host, node, &[(shard, incarnation)]).await;
+    match leads.and_then(|leads| leads.first().copied()) {
         Some(false) => {
             replica.stir();
             Ok(())

@@ -773,6 +773,10 @@ impl Replica {
             None => return Err(Status::internal("the snapshot was not stored")),
         };
         let meta = snapshot::meta_of(&file).map_err(|error| internal(&error))?;
+        if meta.last_log_id.is_some_and(|id| vote.leader_id.term < id.leader_id.term) {
+            // openraft takes that for impossible, and ends.
+            return Err(Status::failed_precondition("the snapshot is of a later term"));
+        }
         let response = self
             .raft
             .install_full_snapshot(vote, Snapshot { meta, snapshot: file })

@@ -111,7 +111,15 @@ impl Host {
     }
 
     async fn send_seed(&self, replica: &Arc<Replica>, seed: &Seed) -> Result<(), String> {
+        if self.births().is_parent(replica.shard_id()) {
+            return Err("children of its split have no snapshot files yet".to_owned());
+        }
         let file = current_snapshot(replica, seed).await?;
+        let term = file.header.position.map_or(0, |at| at.term);
+        if seed.vote.term() < term {
+            // openraft takes it for impossible that a leader has entries of a later term.
+            return Err(format!("its snapshot is of term {term}, and there is another leader"));
+        }
         let parts = self.parts();
         let network = Network {
             group: replica.group(),
@@ -164,6 +172,9 @@ async fn current_snapshot(replica: &Arc<Replica>, seed: &Seed) -> Result<Snapsho
     let build = async {
         loop {
             let file = snapshot::current(replica.shared()).map_err(|error| error.to_string())?;
+            if seed.version < replica.state().descriptor.epoch.version {
+                return Err("the shard was split meanwhile".to_owned());
+            }
             if let Some(found) = file
                 && version_of(&found.snapshot) == Some(seed.version)
                 && found.meta.last_log_id.map_or(0, |id| id.index) >= seed.index_min

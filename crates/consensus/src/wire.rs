@@ -101,6 +101,12 @@ pub(crate) struct WireVote {
     committed: bool,
 }
 
+impl WireVote {
+    pub(crate) fn term(&self) -> u64 {
+        self.term
+    }
+}
+
 impl From<&Vote> for WireVote {
     fn from(vote: &Vote) -> Self {
         Self {

@@ -36,9 +36,9 @@ const FOUND_PREFERRED_AFTER: Duration = Duration::from_millis(150);
 const FOUND_OTHERS_AFTER: Duration = Duration::from_secs(5);
 /// Replicas here without a leader beyond which no more are founded for a moment.
 const UNLED_MAX: usize = 32;
-/// How often that is looked at, and for how long: where most nodes are away there will be none.
+/// How often that is looked at, and how often in all while shards of one catalog are founded.
 const LEADERS_LOOK: Duration = Duration::from_millis(10);
-const LEADERS_LOOKS: usize = 500;
+const LEADERS_LOOKS: usize = 3_000;
 
 impl Host {
     pub(super) async fn open(
@@ -89,13 +89,13 @@ impl Host {
                 self.destroy(&replica, "its shard has removed it").await?;
             }
         }
-        let mut is_patient = true;
+        let mut looks_left = LEADERS_LOOKS;
         for descriptor in catalog.shards.values() {
             let here = descriptor.replica_on(self.inner.identity.node_id);
             let Some(own) = here else { continue };
             let is_first = descriptor.epoch == Epoch::FIRST;
             if is_first && self.replica(descriptor.shard_id).is_none() {
-                is_patient = is_patient && self.wait_for_leaders().await;
+                self.wait_for_leaders(&mut looks_left).await;
                 let _opening = self.inner.opening.lock().await;
                 if self.may_begin(descriptor)? {
                     self.found(descriptor, own.replica_id).await?;
@@ -106,16 +106,16 @@ impl Host {
     }
 
     /// Waits until few of the replicas here know no leader: each of those campaigns, and more than the
-    /// nodes can serve would never have one. Returns whether that is so.
-    async fn wait_for_leaders(&self) -> bool {
-        for _ in 0..LEADERS_LOOKS {
+    /// nodes can serve would never have one. Not for ever: there may be none to be had.
+    async fn wait_for_leaders(&self, looks_left: &mut usize) {
+        while 0 < *looks_left {
             let unled = self.replicas().into_iter().filter(|replica| replica.leader().is_none());
             if unled.count() <= UNLED_MAX {
-                return true;
+                return;
             }
+            *looks_left -= 1;
             tokio::time::sleep(LEADERS_LOOK).await;
         }
-        false
     }
 
     /// Makes a replica that may found its group, unless it was here before: a catalog copy may be

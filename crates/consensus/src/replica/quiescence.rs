@@ -11,6 +11,8 @@ use std::time::Duration;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::rt::Instant;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::{Metrics, Replica};
 
@@ -19,7 +21,7 @@ const SETTLING: u8 = 1;
 const QUIESCED: u8 = 2;
 
 /// What is asked of a member whose shard is to rest: it follows this leader and has all it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rest {
     /// Replica id of the leader.
     pub(crate) leader: u64,
@@ -43,6 +45,8 @@ pub(crate) struct Idle {
 #[derive(Default)]
 pub(super) struct Quiescence {
     state: AtomicU8,
+    /// Held while the state and the timer change together.
+    changing: Mutex<()>,
     activity: AtomicU64,
     /// Monotonic milliseconds of the last time.
     asked_ms: AtomicU64,
@@ -73,6 +77,18 @@ impl Replica {
     /// Whether its timers stand still: nothing has been asked of its shard for a while.
     pub fn is_quiesced(&self) -> bool {
         self.quiescence.state.load(Ordering::SeqCst) == QUIESCED
+    }
+
+    /// Where a leader stands, and whether it rests; `None` if it does not lead.
+    pub(crate) fn stand(&self) -> Option<(Rest, bool)> {
+        if !self.is_leader() {
+            return None;
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last_index = metrics.last_log_index?;
+        let rest = Rest { leader: self.replica_id.0, term: metrics.current_term, last_index };
+        Some((rest, self.is_quiesced()))
     }
 
     /// What its members would have to agree to; `None` if it does not lead, or anything is under way.
@@ -111,6 +127,7 @@ impl Replica {
 
     /// Stops a leader's timers while the members are asked.
     pub(crate) fn settle(&self) -> bool {
+        let _changing = self.quiescence.changing.lock();
         let settles = self.quiescence.moves(AWAKE, SETTLING);
         if settles {
             self.raft.runtime_config().tick(false);
@@ -130,22 +147,31 @@ impl Replica {
 
     /// A member rests if it follows that leader and has all that it has. Returns whether it does.
     pub(crate) fn rest_as_member(&self, rest: Rest) -> bool {
-        let is_in_step = {
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            matches!(metrics.state, ServerState::Follower | ServerState::Learner)
-                && metrics.current_leader == Some(rest.leader)
-                && metrics.current_term == rest.term
-                && metrics.last_log_index == Some(rest.last_index)
-                && self.applied.borrow().end == rest.last_index + 1
-        };
-        if !is_in_step || self.fence().is_some() {
+        if !self.is_in_step(rest) || self.fence().is_some() {
             return false;
         }
-        if self.quiescence.moves(AWAKE, QUIESCED) {
-            self.raft.runtime_config().tick(false);
+        {
+            let _changing = self.quiescence.changing.lock();
+            if self.quiescence.moves(AWAKE, QUIESCED) {
+                self.raft.runtime_config().tick(false);
+            }
+        }
+        // A vote may have come in between, and have found it awake.
+        if !self.is_in_step(rest) {
+            self.stir();
         }
         self.is_quiesced()
+    }
+
+    /// Whether it follows that leader and has all that it has.
+    pub(crate) fn is_in_step(&self, rest: Rest) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        matches!(metrics.state, ServerState::Follower | ServerState::Learner)
+            && metrics.current_leader == Some(rest.leader)
+            && metrics.current_term == rest.term
+            && metrics.last_log_index == Some(rest.last_index)
+            && self.applied.borrow().end == rest.last_index + 1
     }
 
     /// Something concerns the shard: the timers run again.
@@ -154,6 +180,7 @@ impl Replica {
             return;
         }
         let until = self.freshness.now() + self.leader_lease;
+        let _changing = self.quiescence.changing.lock();
         self.quiescence.excused_until.store(milliseconds(until), Ordering::SeqCst);
         self.quiescence.is_unconfirmed.store(false, Ordering::SeqCst);
         self.quiescence.state.store(AWAKE, Ordering::SeqCst);
@@ -181,7 +208,8 @@ impl Replica {
     /// As `rouse`, but the shard may rest again as soon as its members are in step.
     pub(crate) async fn wake(&self) {
         let leads = || self.raft.metrics().borrow_watched().state == ServerState::Leader;
-        if !self.quiescence.is_awake() && leads() {
+        // Led by nobody else, it is the one that has to find out.
+        if !self.quiescence.is_awake() && (leads() || self.led().is_none()) {
             self.stir();
         }
         if !self.is_excused() {

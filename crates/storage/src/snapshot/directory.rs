@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::store::group_of;
 use crate::log_store::GroupId;
@@ -16,6 +16,8 @@ pub(super) struct Directory {
     path: PathBuf,
     /// A node has thousands of groups: none of them reads the names of all others' files.
     files: RwLock<BTreeMap<GroupId, BTreeSet<PathBuf>>>,
+    /// Nothing is removed while somebody looks at files or gives one its name.
+    removal: RwLock<()>,
 }
 
 impl Directory {
@@ -23,13 +25,24 @@ impl Directory {
     pub(super) fn read(path: &Path) -> io::Result<(Self, Vec<PathBuf>)> {
         let entries = fs::read_dir(path)?.map(|entry| Ok(entry?.path()));
         let all = entries.collect::<io::Result<Vec<_>>>()?;
-        let this = Self { path: path.to_owned(), files: RwLock::default() };
+        let (files, removal) = (RwLock::default(), RwLock::default());
+        let this = Self { path: path.to_owned(), files, removal };
         all.iter().for_each(|path| this.note(path));
         Ok((this, all))
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// As long as this lives, no file is removed.
+    pub(super) fn stays(&self) -> RwLockReadGuard<'_, ()> {
+        self.removal.read()
+    }
+
+    /// For whoever removes files.
+    pub(super) fn changes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.removal.write()
     }
 
     /// Notes that a file has its final name.

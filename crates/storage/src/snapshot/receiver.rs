@@ -52,7 +52,11 @@ impl SnapshotReceiver {
         let open = || {
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
-            let written = file.metadata()?.len();
+            let mut written = file.metadata()?.len();
+            if bytes < written {
+                file.set_len(0)?;
+                written = 0;
+            }
             Ok((file, written))
         };
         match open() {

@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::directory::Directory;
 use super::receiver::{self, Receiving};
@@ -31,8 +31,6 @@ pub struct SnapshotStore {
     receiving: Receiving,
     /// The snapshot of each group that was received last: it may have been broken off.
     last_received: Mutex<BTreeMap<GroupId, SnapshotDigest>>,
-    /// Nothing is removed while somebody looks at files: what is listed must be there until its end.
-    removal: RwLock<()>,
 }
 
 /// A group's files as they were found at one time.
@@ -59,7 +57,6 @@ impl SnapshotStore {
             directory: Arc::new(directory),
             receiving: Receiving::default(),
             last_received: Mutex::default(),
-            removal: RwLock::default(),
         };
         for path in paths {
             if path.extension().is_some_and(|extension| extension == "tmp" || extension == "part") {
@@ -139,7 +136,7 @@ impl SnapshotStore {
     }
 
     fn listing(&self, group: GroupId) -> Result<Listing, SnapshotError> {
-        let _looking = self.removal.read();
+        let _looking = self.directory.stays();
         let mut paths = Vec::new();
         let mut intact = Vec::new();
         for path in self.directory.of(group) {
@@ -207,11 +204,17 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Io`].
     pub fn remove_group(&self, group: GroupId) -> Result<usize, SnapshotError> {
+        let broken = self.last_received.lock().remove(&group);
+        let broken = broken.filter(|digest| !self.receiving.lock().contains(digest));
+        if let Some(digest) = broken {
+            let path = receiver::part_path(&self.directory, group, digest);
+            durable::remove_if_present(&path).map_err(|source| self.io(&path, source))?;
+        }
         self.remove(&self.directory.of(group))
     }
 
     fn remove(&self, paths: &[PathBuf]) -> Result<usize, SnapshotError> {
-        let removing = self.removal.write();
+        let removing = self.directory.changes();
         for path in paths {
             durable::remove_if_present(path).map_err(|source| self.io(path, source))?;
             self.directory.forget(path);
@@ -261,6 +264,7 @@ pub(super) fn take_over(
     let path = directory.path().join(file_name(&found.header));
     let take_over = || {
         file.sync_all()?;
+        let _staying = directory.stays();
         fs::rename(&found.path, &path)?;
         directory.note(&path);
         durable::sync_dir(directory.path())

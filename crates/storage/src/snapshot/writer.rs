@@ -100,9 +100,11 @@ impl SnapshotWriter {
         self.file.get_ref().sync_all().map_err(io(&self.temporary))?;
         let dir = self.directory.path();
         let path = dir.join(store::file_name(&self.header));
+        let staying = self.directory.stays();
         fs::rename(&self.temporary, &path).map_err(io(&path))?;
         self.finished = true;
         self.directory.note(&path);
+        drop(staying);
         durable::sync_dir(dir).map_err(io(dir))?;
         let header = self.header.clone();
         Ok(SnapshotFile { path, header, rows: self.rows, bytes: self.bytes, digest })
