@@ -58,9 +58,7 @@ struct Question {
     incarnation: u32,
     /// The replica that is asked.
     to: u64,
-    leader: u64,
-    term: u64,
-    last_index: u64,
+    rest: Rest,
 }
 
 /// What is remembered between two looks.
@@ -281,16 +279,18 @@ fn hears_no_quorum(replica: &Replica, silent: &BTreeSet<NodeId>) -> bool {
 
 /// A shard that is led here and may rest, once it has been so for a while.
 fn idle(host: &Host, replica: &Replica) -> Option<Idle> {
-    let shard = replica.shard_id();
-    if host.births().is_parent(shard) || host.births().of(shard).is_some() {
-        return None;
-    }
-    let idle = replica.idle()?;
+    let idle = has_no_newborns(host, replica).then(|| replica.idle()).flatten()?;
     // A member that is alive and lags needs its leader.
     let lags = |(id, node, _): &(u64, u64, bool)| {
         host.fitness().other(NodeId(*node)).is_some() && !replica.has_acknowledged_all(*id)
     };
     (!idle.members.iter().any(lags)).then_some(idle)
+}
+
+/// Whether a replica neither was born a moment ago nor has children that were.
+fn has_no_newborns(host: &Host, replica: &Replica) -> bool {
+    let shard = replica.shard_id();
+    !host.births().is_parent(shard) && host.births().of(shard).is_none()
 }
 
 /// Whether all members that are alive have agreed, a quorum of the voters among them.
@@ -313,10 +313,8 @@ async fn ask_members(host: &Host, due: &[(Arc<Replica>, Idle)]) -> BTreeSet<(Sha
     let mut questions: BTreeMap<NodeId, Vec<Question>> = BTreeMap::new();
     for (replica, idle) in due {
         let GroupId { shard, incarnation } = replica.group();
-        let Rest { leader, term, last_index } = idle.rest;
         for (to, node, _) in &idle.members {
-            let to = *to;
-            let question = Question { shard, incarnation, to, leader, term, last_index };
+            let question = Question { shard, incarnation, to: *to, rest: idle.rest };
             questions.entry(NodeId(*node)).or_default().push(question);
         }
     }
@@ -345,10 +343,7 @@ pub(crate) fn answer_quiesce(host: &Host, content: &[u8]) -> Result<Bytes, WireE
         let Some(replica) = replica.filter(|replica| replica.replica_id().0 == question.to) else {
             return false;
         };
-        let shard = replica.shard_id();
-        let is_settled = !host.births().is_parent(shard) && host.births().of(shard).is_none();
-        let Question { leader, term, last_index, .. } = *question;
-        is_settled && replica.rest_as_member(Rest { leader, term, last_index })
+        has_no_newborns(host, &replica) && replica.rest_as_member(question.rest)
     };
     Ok(wire::encode(&questions.iter().map(rests).collect::<Vec<bool>>()))
 }

@@ -200,6 +200,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_closed_loop_waits_for_nothing_but_the_answer() {
+        let answers = |_, _| async {
+            tokio::time::advance(Duration::from_micros(300)).await;
+            Ok(())
+        };
+        let measured = run(load(None), async {}, answers).await.unwrap();
+        // A timer that is due ends at the next millisecond all the same.
+        let median_us = measured.latency_us.value_at_quantile(0.5);
+        assert!((300..310).contains(&median_us), "{median_us}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn errors_are_counted_by_what_they_say_and_are_no_latencies() {
         let measured = run(load(Some(10.0)), async {}, |_, number| async move {
             if number % 2 == 0 { Err("no leader".to_owned()) } else { Ok(()) }

@@ -207,9 +207,8 @@ impl Replica {
 
     /// As `rouse`, but the shard may rest again as soon as its members are in step.
     pub(crate) async fn wake(&self) {
-        let leads = || self.raft.metrics().borrow_watched().state == ServerState::Leader;
-        // Led by nobody else, it is the one that has to find out.
-        if !self.quiescence.is_awake() && (leads() || self.led().is_none()) {
+        // Led by nobody else, it leads or is the one that has to find out who does.
+        if !self.quiescence.is_awake() && self.led().is_none() {
             self.stir();
         }
         if !self.is_excused() {

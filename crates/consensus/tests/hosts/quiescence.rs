@@ -146,10 +146,33 @@ async fn a_follower_that_starts_again_disturbs_no_leader_that_rests() {
     for _ in 0..3 {
         cluster.nodes[follower].crash(false).await;
         cluster.restart(follower).await;
-        rests(&cluster, shard, 3).await;
+        // Several times as long as until it would campaign: nobody has to be woken.
+        for _ in 0..100 {
+            assert!(replicas(&cluster, shard).iter().all(|replica| replica.is_quiesced()));
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
         let led = (cluster.leader_of(shard).await, term(&cluster, leader, shard));
         assert_eq!(led, (leader, before));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_has_to_apply_again_is_told_what_is_committed_though_its_leader_rests() {
+    // What was applied since the start is in no checkpoint.
+    let config = ConsensusConfig { checkpoint_interval_ms: 3_600_000, ..restful() };
+    let mut cluster = TestCluster::start_with(3, config).await;
+    let shard = cluster.create_account("a", Vec::new()).await[0];
+    let id = cluster.write(shard, 1).await;
+    rests(&cluster, shard, 3).await;
+    let leader = cluster.leader_of(shard).await;
+    let follower = (leader + 1) % 3;
+    cluster.nodes[follower].crash(true).await;
+    cluster.restart(follower).await;
+    eventually("it has the anchor again", || {
+        let replica = cluster.nodes[follower].host().replica(shard)?;
+        replica.anchor(id).unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
