@@ -23,7 +23,7 @@ pub struct IdleConfig {
     pub binary: PathBuf,
     /// Shards of the account.
     pub shards: u32,
-    /// How long a shard is idle before it rests; `None`: it never does.
+    /// How long a shard is idle before it rests, at least a millisecond; `None`: it never does.
     pub quiesce_after: Option<Duration>,
     /// How long processor time is measured.
     pub measured: Duration,
@@ -134,8 +134,7 @@ async fn measure(
         }
         Some(_) => {
             progress("waiting until they rest");
-            let all = wanted * nodes.len() as u64;
-            wait("all replicas rest", async || Ok(all <= sum(&nodes, QUIESCED).await?)).await?;
+            wait_until_all_rest(&nodes, wanted).await?;
             Some(milliseconds(begun.elapsed()))
         }
     };
@@ -146,8 +145,7 @@ async fn measure(
     let [first_write_ms, second_write_ms] = writes(&client, config.seed).await?;
     if config.quiesce_after.is_some() {
         progress("waiting until they rest again");
-        let all = wanted * nodes.len() as u64;
-        wait("all replicas rest", async || Ok(all <= sum(&nodes, QUIESCED).await?)).await?;
+        wait_until_all_rest(&nodes, wanted).await?;
     }
     let failover = fail_over(cluster, &admin, &nodes, wanted, progress).await?;
     Ok(IdleReport {
@@ -250,6 +248,11 @@ async fn sum(nodes: &[NodeState], gauge: &str) -> anyhow::Result<u64> {
         sum += value.trim().parse::<u64>().with_context(|| format!("{gauge} is {value}"))?;
     }
     Ok(sum)
+}
+
+async fn wait_until_all_rest(nodes: &[NodeState], shards: u64) -> anyhow::Result<()> {
+    let all = shards * nodes.len() as u64;
+    wait("all replicas rest", async || Ok(all <= sum(nodes, QUIESCED).await?)).await
 }
 
 async fn wait(what: &str, is_so: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {

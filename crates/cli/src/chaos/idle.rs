@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::context::seconds;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Format};
 
 /// Flags of `chaos idle`.
@@ -35,6 +36,10 @@ pub(crate) struct IdleArgs {
 /// # Errors
 /// If it cannot be run to its end.
 pub(crate) async fn run(args: IdleArgs) -> anyhow::Result<()> {
+    if args.quiesce_after < Duration::from_millis(1) {
+        let problem = "--quiesce-after must be at least 0.001: --awake lets no shard rest";
+        return Err(Failure::new(Exit::Usage, problem, "").into());
+    }
     let config = IdleConfig {
         binary: std::env::current_exe().context("cannot find this binary")?,
         shards: args.shards,

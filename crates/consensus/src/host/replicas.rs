@@ -77,27 +77,33 @@ impl Host {
     /// Removes replicas of shards that are gone and those that their shards have removed, founds
     /// those that should be here from the first moment.
     async fn reconcile(&self, catalog: &CatalogState) -> Result<(), StateError> {
-        let _changing = self.inner.changing.lock().await;
-        for replica in self.replicas() {
-            let shard_id = replica.shard_id();
-            if catalog.removed_shards.contains(&shard_id) {
-                self.destroy(&replica, "its shard is gone").await?;
-            } else if let Some(descriptor) = catalog.shards.get(&shard_id)
-                && descriptor.replica(replica.replica_id()).is_none()
-                && self.card_of(&replica).is_left_out_by(replica.group(), descriptor)
-            {
-                self.destroy(&replica, "its shard has removed it").await?;
+        {
+            let _changing = self.inner.changing.lock().await;
+            for replica in self.replicas() {
+                let shard_id = replica.shard_id();
+                if catalog.removed_shards.contains(&shard_id) {
+                    self.destroy(&replica, "its shard is gone").await?;
+                } else if let Some(descriptor) = catalog.shards.get(&shard_id)
+                    && descriptor.replica(replica.replica_id()).is_none()
+                    && self.card_of(&replica).is_left_out_by(replica.group(), descriptor)
+                {
+                    self.destroy(&replica, "its shard has removed it").await?;
+                }
             }
         }
         let mut looks_left = LEADERS_LOOKS;
         for descriptor in catalog.shards.values() {
             let here = descriptor.replica_on(self.inner.identity.node_id);
             let Some(own) = here else { continue };
-            let is_first = descriptor.epoch == Epoch::FIRST;
-            if is_first && self.replica(descriptor.shard_id).is_none() {
+            let is_missing = || self.replica(descriptor.shard_id).is_none();
+            if descriptor.epoch == Epoch::FIRST && is_missing() {
+                // Thousands take a while: whoever else changes replicas does not wait for them all.
                 self.wait_for_leaders(&mut looks_left).await;
+                let _changing = self.inner.changing.lock().await;
                 let _opening = self.inner.opening.lock().await;
-                if self.may_begin(descriptor)? {
+                let is_removed =
+                    self.catalog().borrow().removed_shards.contains(&descriptor.shard_id);
+                if is_missing() && !is_removed && self.may_begin(descriptor)? {
                     self.found(descriptor, own.replica_id).await?;
                 }
             }

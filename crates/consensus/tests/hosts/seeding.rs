@@ -1,9 +1,20 @@
 //! Where a new replica's first snapshot comes from, and what becomes of a transfer that breaks off.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anchorhold_consensus::{ConsensusConfig, MemberChange, Replica};
-use anchorhold_model::{Command, OperationId, ReplicaId, RequestId, ShardId, Write};
+use anchorhold_model::{
+    Command, KeyRange, OperationId, ReplicaId, RequestId, ShardDescriptor, ShardId, Write,
+};
+use anchorhold_proto::peer_v1::peer_client::PeerClient;
+use anchorhold_proto::peer_v1::{CallRequest, PeerHello, SnapshotChunk};
+use anchorhold_storage::GroupId;
+use anchorhold_storage::snapshot::SnapshotStore;
+use prost::Message as _;
+use serde::Serialize;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
@@ -108,4 +119,63 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_ended() {
         (replica(&cluster, 3, shard).state().anchors == ANCHORS).then_some(())
     })
     .await;
+}
+
+/// What a leader asks of a node, as it stands on the wire.
+#[derive(Serialize)]
+enum MemberCall {
+    Create { descriptor: ShardDescriptor, replica_id: ReplicaId },
+}
+
+/// Receiver, vote (term, replica, whether it leads), digest, length and range.
+type SnapshotHead = (u64, (u64, u64, bool), [u8; 32], u64, Option<KeyRange>);
+
+const MEMBER_CALL: u32 = 5;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_a_later_term_than_its_senders_vote_is_refused_and_ends_nobody() {
+    let cluster = TestCluster::start(4).await;
+    let shard = cluster.create_account("one", Vec::new()).await[0];
+    let id = cluster.write(shard, 1).await;
+    let leader = cluster.leader_of(shard).await;
+    let held = replica(&cluster, leader, shard);
+    held.renew_snapshot().await;
+    eventually("there is a snapshot", || held.status().snapshot_index).await;
+    let group = GroupId { shard: shard.0, incarnation: 1 };
+    let store = SnapshotStore::open(cluster.nodes[leader].disk.dir.path()).unwrap();
+    let file = store.latest(group).unwrap().unwrap();
+    let descriptor = held.state().descriptor.clone();
+    let (from, to) = (&cluster.nodes[leader], &cluster.nodes[3]);
+    let hello = PeerHello {
+        cluster_id: from.identity.cluster_id.to_be_bytes().to_vec().into(),
+        cluster_epoch: u32::from(from.identity.cluster_epoch),
+        node_id: from.identity.node_id.0,
+        target_node_id: to.identity.node_id.0,
+        format_version: 1,
+        address: String::new(),
+    };
+    let hello: bytes::Bytes = hello.encode_to_vec().into();
+    let address = Endpoint::from_shared(format!("http://{}", to.address)).unwrap();
+    let mut peer = PeerClient::new(address.connect().await.unwrap());
+    let range = Some(descriptor.range);
+    let create = MemberCall::Create { descriptor, replica_id: NEW_ID };
+    let content = postcard::to_stdvec(&create).unwrap().into();
+    peer.call(CallRequest { hello: hello.clone(), kind: MEMBER_CALL, content }).await.unwrap();
+    let term = file.header.position.unwrap().term;
+    let head: SnapshotHead = (NEW_ID.0, (term - 1, 1, true), file.digest.0, file.bytes, range);
+    let chunk = SnapshotChunk {
+        shard_id: shard.0,
+        incarnation: 1,
+        header: postcard::to_stdvec(&head).unwrap().into(),
+        hello,
+        ..SnapshotChunk::default()
+    };
+    let data = std::fs::read(&file.path).unwrap().into();
+    let whole = SnapshotChunk { data, last: true, ..SnapshotChunk::default() };
+    let sent = peer.install_snapshot(futures::stream::iter([chunk, whole])).await;
+    assert_eq!(sent.unwrap_err().code(), Code::FailedPrecondition);
+    let node = to.identity.node_id;
+    change(&cluster, shard, &MemberChange::AddLearner { node, replica_id: NEW_ID }).await;
+    eventually("it has the anchor", || replica(&cluster, 3, shard).anchor(id).unwrap()).await;
+    assert!(!to.ended.0.load(Ordering::SeqCst), "the node has ended");
 }
