@@ -17,6 +17,7 @@
 //!
 //! Not here: what is acceptable from a client (`server`), when to sweep (`consensus`).
 
+mod merge;
 mod overlay;
 pub mod split;
 mod write;
@@ -27,7 +28,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::overlay::Overlay;
-use crate::{Anchor, AnchorId, Entry, KeyRange, OperationId, Outcome, ShardState, Timestamp};
+use crate::{
+    Anchor, AnchorId, Entry, Frozen, KeyRange, OperationId, Outcome, ShardState, Timestamp,
+};
 
 /// How long a dedup entry is kept, in milliseconds of shard time. Clients stop retrying before.
 pub const OPERATION_KEEP_MS: u64 = 15 * 60 * 1000;
@@ -104,6 +107,8 @@ pub struct Changes {
     /// The state in which a child begins, if the entry has split the shard. Its rows are those that
     /// lie in its range after this entry's changes.
     pub child: Option<Box<ShardState>>,
+    /// The neighbour whose rows are the shard's from now on, if the entry has merged them.
+    pub absorbed: Option<Box<Frozen>>,
 }
 
 /// Decides what one committed entry changes. Deterministic and total: every command has an outcome

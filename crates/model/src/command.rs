@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Anchor, AnchorId, AnchorPatch, Epoch, Key, ShardDescriptor, ShardId, Version};
+use crate::{
+    Anchor, AnchorId, AnchorPatch, Epoch, Key, ShardDescriptor, ShardId, ShardState, Version,
+};
 
 /// Milliseconds since the Unix epoch.
 #[derive(
@@ -100,6 +102,72 @@ pub enum Write {
         /// The child's id, reserved in the catalog for a split of this shard at this epoch.
         child: ShardId,
     },
+    /// A step of a merge.
+    Merge(MergeStep),
+}
+
+/// A step towards one shard of two neighbours, in the log of one of them. The target's log decides
+/// what becomes of an attempt: `Absorb` or `Forgo`, whichever comes first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MergeStep {
+    /// Target: wait for the right neighbour. Its members and bounds stay from now on.
+    Await {
+        /// The attempt.
+        merge: RequestId,
+        /// The neighbour.
+        source: ShardId,
+    },
+    /// Source: change nothing any more.
+    Freeze {
+        /// The attempt.
+        merge: RequestId,
+        /// The left neighbour, which waits.
+        target: ShardId,
+    },
+    /// Target: own the source's keys. All its replicas hold its log up to the position.
+    Absorb {
+        /// The attempt.
+        merge: RequestId,
+        /// The source as it stands still.
+        source: Box<Frozen>,
+        /// The target's members that were compared with the source's.
+        conf_version: u32,
+    },
+    /// Target: do not wait any more.
+    Forgo {
+        /// The attempt.
+        merge: RequestId,
+    },
+    /// Source: go on. The target has forgone the attempt.
+    Thaw {
+        /// The attempt.
+        merge: RequestId,
+    },
+}
+
+/// A source of a merge: frozen, so that this is what every replica has that applied the position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Its state.
+    pub state: ShardState,
+    /// Term of an entry of its log at or after the freeze.
+    pub term: u64,
+    /// That entry's index.
+    pub index: u64,
+}
+
+/// What a step of a merge did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Merged {
+    /// The target waits, or the source is frozen or goes on: now, or by an earlier try.
+    Ready,
+    /// The source is part of the target, now or by an earlier try.
+    Absorbed {
+        /// The target as it is now.
+        descriptor: Box<ShardDescriptor>,
+    },
+    /// The attempt is over: the source may go on.
+    Forgone,
 }
 
 /// What a command did.
@@ -142,6 +210,8 @@ pub enum Outcome {
         /// The new one.
         child: Box<ShardDescriptor>,
     },
+    /// A step of a merge was taken.
+    Merged(Merged),
 }
 
 /// Why a command changed nothing.
@@ -186,4 +256,8 @@ pub enum Rejection {
     AlreadyExpired,
     /// A split must leave keys on both sides.
     InvalidSplit,
+    /// The shard is being merged with a neighbour: retry soon.
+    Merging,
+    /// The step does not fit what the shard is or waits for.
+    InvalidMerge,
 }

@@ -24,10 +24,11 @@ pub use anchor::{Accuracy, Anchor, AnchorPatch, LocalPosition, Pose, Space, Vers
 pub use apply::{Changes, OperationRecord, Records, RowTotals, apply};
 pub use cell::SPACE_NUMBER_MAX;
 pub use command::{
-    Command, Entry, OperationId, Outcome, Rejection, RequestId, Stamp, Timestamp, Write,
+    Command, Entry, Frozen, MergeStep, Merged, OperationId, Outcome, Rejection, RequestId, Stamp,
+    Timestamp, Write,
 };
 pub use id::{AccountNumber, AnchorId, AnchorIdError, HomeCell, Key, KeyRange};
 pub use shard::{
-    ClassId, Epoch, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, ShardState,
-    apply_membership,
+    ClassId, Epoch, Merging, NodeId, Replica, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+    ShardState, apply_membership,
 };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, KeyRange, Timestamp};
+use crate::{Key, KeyRange, RequestId, Timestamp};
 
 /// A shard's id: (cluster epoch: 16, counter: 48). The catalog is shard 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,6 +89,30 @@ pub struct ShardState {
     pub operations: u64,
     /// Whether it takes no write any more, because another layout is to take its place.
     pub retired: bool,
+    /// Its part in a merge that is under way.
+    pub merging: Option<Merging>,
+    /// Merges by which it took a neighbour in, the last ones: whoever asks late learns of it.
+    pub absorbed: Vec<RequestId>,
+}
+
+/// A shard's part in a merge. A merge's id is that of one attempt: random, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Merging {
+    /// It is about to take its right neighbour in: it is not split, and its members stay.
+    Awaits {
+        /// The attempt.
+        merge: RequestId,
+        /// The neighbour.
+        source: ShardId,
+    },
+    /// Nothing of it changes any more, and nothing is read: its left neighbour is about to own its
+    /// keys. Only that one's word undoes this.
+    Frozen {
+        /// The attempt.
+        merge: RequestId,
+        /// The neighbour.
+        target: ShardId,
+    },
 }
 
 /// Bits of an id's counter.
@@ -250,6 +274,33 @@ impl ShardDescriptor {
         (parent, child)
     }
 
+    /// Whether this shard owns keys that were another's, which is no more: it has that one's first
+    /// key at a later version. Versions rise along the owners of a key, and a shard owns its first
+    /// key from its birth to its end.
+    pub fn supersedes(&self, other: &Self) -> bool {
+        self.shard_id != other.shard_id
+            && self.epoch.incarnation == other.epoch.incarnation
+            && other.epoch.version < self.epoch.version
+            && self.range.contains(other.range.start)
+    }
+
+    /// This shard after it has taken its right neighbour in.
+    pub fn merge(&self, right: &Self) -> Self {
+        let mut merged = self.clone();
+        merged.range.end = right.range.end;
+        merged.epoch.version = self.epoch.version.max(right.epoch.version).saturating_add(1);
+        merged
+    }
+
+    /// Whether both have replicas of the same roles on the same nodes.
+    pub fn is_aligned_with(&self, other: &Self) -> bool {
+        let places = |shard: &Self| {
+            let places = shard.replicas.iter().map(|replica| (replica.node_id, replica.role));
+            places.collect::<std::collections::BTreeSet<_>>()
+        };
+        places(self) == places(other)
+    }
+
     /// The replica on a node.
     pub fn replica_on(&self, node_id: NodeId) -> Option<Replica> {
         self.replicas.iter().copied().find(|replica| replica.node_id == node_id)
@@ -267,6 +318,11 @@ impl ShardDescriptor {
 }
 
 impl ShardState {
+    /// Whether a merge has stopped it.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.merging, Some(Merging::Frozen { .. }))
+    }
+
     /// The state of a shard that holds nothing yet.
     pub fn new(descriptor: ShardDescriptor) -> Self {
         Self {
@@ -277,6 +333,8 @@ impl ShardState {
             bytes: 0,
             operations: 0,
             retired: false,
+            merging: None,
+            absorbed: Vec::new(),
         }
     }
 }

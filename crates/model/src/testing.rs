@@ -12,7 +12,7 @@ use crate::digest::{StateDigest, StateDigester};
 use crate::row::{self, RowKey};
 use crate::{
     AccountNumber, Accuracy, Anchor, AnchorId, AnchorPatch, Changes, ClassId, Command, Entry,
-    Epoch, KeyRange, LocalPosition, NodeId, OperationId, OperationRecord, Outcome, Pose, Records,
+    Epoch, Frozen, KeyRange, LocalPosition, MergeStep, NodeId, OperationId, OperationRecord, Outcome, Pose, Records,
     RequestId, RowTotals, ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, Version, Write,
 };
 
@@ -116,6 +116,12 @@ impl MemoryShard {
             Self { state: *state, anchors, operations }
         });
         (outcomes, child)
+    }
+
+    /// Takes another shard's rows over, as a node does when this shard has absorbed it.
+    pub(crate) fn take_in(&mut self, other: Self) {
+        self.anchors.extend(other.anchors);
+        self.operations.extend(other.operations);
     }
 
     /// Applies one command at a time.
@@ -310,6 +316,23 @@ pub(crate) fn any_write() -> impl Strategy<Value = Write> {
         1 => any_id().prop_map(|id| Write::PrepareSplit { at: id.key() }),
         2 => (ids, operations)
             .prop_map(|(anchors, operations)| Write::Sweep { anchors, operations }),
+    ]
+}
+
+pub(crate) fn any_merge_step() -> impl Strategy<Value = MergeStep> {
+    let merge = (0..3_u128).prop_map(RequestId);
+    let neighbour = (1..4_u64).prop_map(ShardId);
+    prop_oneof![
+        (merge.clone(), neighbour.clone())
+            .prop_map(|(merge, source)| MergeStep::Await { merge, source }),
+        (merge.clone(), neighbour)
+            .prop_map(|(merge, target)| MergeStep::Freeze { merge, target }),
+        (merge.clone(), 0..3_u32).prop_map(|(merge, conf_version)| {
+            let source = Box::new(Frozen { state: shard_state(), term: 1, index: 1 });
+            MergeStep::Absorb { merge, source, conf_version }
+        }),
+        merge.clone().prop_map(|merge| MergeStep::Forgo { merge }),
+        merge.prop_map(|merge| MergeStep::Thaw { merge }),
     ]
 }
 

@@ -18,7 +18,7 @@ impl<'a, R: Records> Overlay<'a, R> {
     pub(super) fn new(records: &'a R, operations_max: u64) -> Self {
         let shard = records.shard().clone();
         let (anchors, operations) = (BTreeMap::new(), BTreeMap::new());
-        let changes = Changes { anchors, operations, shard, child: None };
+        let changes = Changes { anchors, operations, shard, child: None, absorbed: None };
         Self { records, operations_max, changes }
     }
 
@@ -27,7 +27,11 @@ impl<'a, R: Records> Overlay<'a, R> {
     }
 
     pub(super) fn advance_time(&mut self, time: Timestamp) {
-        self.changes.shard.shard_time = self.changes.shard.shard_time.max(time);
+        let shard = &mut self.changes.shard;
+        // What a merge has stopped is the same at any later position, its clock included.
+        if !shard.is_frozen() {
+            shard.shard_time = shard.shard_time.max(time);
+        }
     }
 
     pub(super) fn set_retired(&mut self) {

@@ -26,6 +26,9 @@ impl<R: Records> Overlay<'_, R> {
         if shard.retired {
             return Some(Outcome::Rejected(Rejection::Retired));
         }
+        if shard.merging.is_some() {
+            return Some(Outcome::Rejected(Rejection::Merging));
+        }
         if at <= range.start || !range.contains(at) {
             return Some(Outcome::Rejected(Rejection::InvalidSplit));
         }
@@ -44,7 +47,8 @@ impl<R: Records> Overlay<'_, R> {
             return Ok(refusal);
         }
         // One batch gives birth to one child; an entry with two is none that a leader makes.
-        if child == self.shard().descriptor.shard_id || self.changes.child.is_some() {
+        let is_changed = self.changes.child.is_some() || self.changes.absorbed.is_some();
+        if child == self.shard().descriptor.shard_id || is_changed {
             return Ok(Outcome::Rejected(Rejection::InvalidSplit));
         }
         let range = self.shard().descriptor.range;

@@ -1,3 +1,4 @@
+mod merge;
 mod split;
 
 use proptest::prelude::*;
@@ -50,6 +51,7 @@ fn revision(outcome: &Outcome) -> u64 {
         | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
+        | Outcome::Merged(_)
         | Outcome::Split { .. }
         | Outcome::Rejected(_) => panic!("{outcome:?}"),
     }

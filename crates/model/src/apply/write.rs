@@ -23,6 +23,7 @@ impl<R: Records> Overlay<'_, R> {
             Write::Sweep { anchors, operations } => self.sweep(anchors, operations),
             Write::PrepareSplit { at } => Ok(self.prepare_split(command, *at)),
             Write::Split { at, child } => self.split(command, *at, *child),
+            Write::Merge(step) => Ok(self.merge(command, step)),
         }
     }
 
@@ -42,6 +43,9 @@ impl<R: Records> Overlay<'_, R> {
         if let Some(record) = created.map(|old| creation_record(old)) {
             return Ok(self.repeat(stored, &record, write_digest()));
         }
+        if self.shard().is_frozen() {
+            return Ok(Outcome::Rejected(Rejection::Merging));
+        }
         if self.shard().retired {
             return Ok(Outcome::Rejected(Rejection::Retired));
         }
@@ -59,7 +63,8 @@ impl<R: Records> Overlay<'_, R> {
             | Write::Retire
             | Write::Sweep { .. }
             | Write::PrepareSplit { .. }
-            | Write::Split { .. } => Ok(Outcome::Ticked),
+            | Write::Split { .. }
+            | Write::Merge(_) => Ok(Outcome::Ticked),
         };
         match effect {
             // The anchor's row names its create.
@@ -86,6 +91,9 @@ impl<R: Records> Overlay<'_, R> {
         if 0 < shard.anchors {
             return Outcome::Rejected(Rejection::NotEmpty { anchors: shard.anchors });
         }
+        if shard.merging.is_some() {
+            return Outcome::Rejected(Rejection::Merging);
+        }
         self.set_retired();
         Outcome::Retired
     }
@@ -111,6 +119,7 @@ impl<R: Records> Overlay<'_, R> {
             | Outcome::Swept { .. }
             | Outcome::SplitPrepared
             | Outcome::Split { .. }
+            | Outcome::Merged(_)
             | Outcome::Rejected(_)) => outcome.clone(),
         }
     }
@@ -193,6 +202,9 @@ impl<R: Records> Overlay<'_, R> {
     ) -> Result<Outcome, R::Error> {
         let (range, time) = (self.shard().descriptor.range, self.shard().shard_time);
         let (mut anchors, mut operations) = (0_u32, 0_u32);
+        if self.shard().is_frozen() {
+            return Ok(Outcome::Swept { anchors, operations });
+        }
         for id in ids.iter().copied().filter(|id| range.contains_id(*id)) {
             if let Some(old) = self.anchor(id)?.filter(|old| is_anchor_due(old, time)) {
                 self.replace_anchor(id, Some(&old), None);
@@ -230,6 +242,7 @@ fn write_digest(write: &Write) -> u64 {
         | Write::Retire
         | Write::Sweep { .. }
         | Write::PrepareSplit { .. }
+        | Write::Merge(_)
         | Write::Split { .. } => digest::content_digest(write),
     }
 }
@@ -258,6 +271,7 @@ fn without_anchor(outcome: &Outcome) -> Outcome {
         | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
+        | Outcome::Merged(_)
         | Outcome::Split { .. }
         | Outcome::Rejected(_) => outcome.clone(),
     }

@@ -38,6 +38,8 @@ pub enum CatalogChange {
     OperatorFinished(ShardId),
     /// What is planned by itself is now so.
     Scheduler(SchedulerRecord),
+    /// A shard is part of another one.
+    ShardMerged(ShardId, ShardId),
 }
 
 impl CatalogChange {
@@ -57,6 +59,7 @@ impl CatalogChange {
             | Self::Account(_)
             | Self::Shard(_)
             | Self::ShardRemoved(_)
+            | Self::ShardMerged(..)
             | Self::Operation(_)
             | Self::Operator(_)
             | Self::Scheduler(_) => Some(row::encode(self)),
@@ -89,7 +92,9 @@ impl CatalogChange {
             Self::Class(class) => with(5, &class.class_id.0.to_be_bytes()),
             Self::Account(account) => with(6, &account.account.0.to_be_bytes()),
             Self::Shard(shard) => with(7, &shard.shard_id.0.to_be_bytes()),
-            Self::ShardRemoved(shard_id) => with(7, &shard_id.0.to_be_bytes()),
+            Self::ShardRemoved(shard_id) | Self::ShardMerged(shard_id, _) => {
+                with(7, &shard_id.0.to_be_bytes())
+            }
             Self::Operation(operation) => with(8, &operation.request_id.0.to_be_bytes()),
             Self::OperationForgotten(request_id) => with(8, &request_id.0.to_be_bytes()),
             Self::Operator(record) => with(9, &record.operator.shard_id.0.to_be_bytes()),

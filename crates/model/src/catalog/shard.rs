@@ -101,11 +101,20 @@ impl Draft<'_> {
         descriptor: &ShardDescriptor,
     ) -> Result<CatalogOutcome, CatalogRejection> {
         let shard_id = descriptor.shard_id;
-        if self.state.removed_shards.contains(&shard_id) {
+        let is_merged_now = |change: &CatalogChange| {
+            matches!(change, CatalogChange::ShardMerged(merged, _) if *merged == shard_id)
+        };
+        if self.state.removed_shards.contains(&shard_id) || self.changes.iter().any(is_merged_now) {
             return Err(CatalogRejection::ShardRemoved { shard_id });
         }
         if self.counters.next_shard <= shard_id.counter() {
             return Err(CatalogRejection::ShardNotFound { shard_id });
+        }
+        let owner = self.state.shard_of(descriptor.range.start);
+        if let Some(owner) = owner.filter(|owner| owner.supersedes(descriptor)) {
+            // Heard of after its end only.
+            self.changes.push(CatalogChange::ShardMerged(shard_id, owner.shard_id));
+            return Ok(CatalogOutcome::ShardUpdated);
         }
         match self.state.shards.get(&shard_id) {
             Some(current) if current == descriptor => {}
@@ -114,9 +123,26 @@ impl Draft<'_> {
                     current: Box::new(current.clone()),
                 });
             }
-            Some(_) | None => self.changes.push(CatalogChange::Shard(descriptor.clone())),
+            Some(_) | None => {
+                self.changes.push(CatalogChange::Shard(descriptor.clone()));
+                self.end_merged(descriptor);
+            }
         }
         Ok(CatalogOutcome::ShardUpdated)
+    }
+}
+
+impl Draft<'_> {
+    /// Takes shards that have become part of one out, and what was under way for them.
+    fn end_merged(&mut self, merged: &ShardDescriptor) {
+        let inside = self.state.shards_overlapping(merged.range);
+        for part in inside.filter(|shard| merged.supersedes(shard)) {
+            let shard_id = part.shard_id;
+            self.changes.push(CatalogChange::ShardMerged(shard_id, merged.shard_id));
+            if self.state.operators.contains_key(&shard_id) {
+                self.changes.push(CatalogChange::OperatorFinished(shard_id));
+            }
+        }
     }
 }
 

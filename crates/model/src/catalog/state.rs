@@ -28,6 +28,8 @@ pub struct CatalogState {
     pub shards: BTreeMap<ShardId, ShardDescriptor>,
     /// Shards that are no more: their replicas are to be removed.
     pub removed_shards: BTreeSet<ShardId>,
+    /// Those of them that became part of another shard, and of which.
+    pub merged_shards: BTreeMap<ShardId, ShardId>,
     /// Requests whose outcome is kept.
     pub operations: BTreeMap<RequestId, CatalogOperation>,
     /// Operators under way.
@@ -60,7 +62,10 @@ impl CatalogState {
     pub fn rows(&self) -> impl Iterator<Item = Row> {
         use CatalogChange as Change;
         let shards = self.shards.values().cloned().map(Change::Shard);
-        let removed = self.removed_shards.iter().copied().map(Change::ShardRemoved);
+        let removed = self.removed_shards.iter().map(|id| match self.merged_shards.get(id) {
+            Some(target) => Change::ShardMerged(*id, *target),
+            None => Change::ShardRemoved(*id),
+        });
         let mut shards: Vec<Row> = shards.chain(removed).map(|change| change.row()).collect();
         shards.sort();
         let head = self.cluster.iter().cloned().map(Change::Cluster);
@@ -106,6 +111,11 @@ impl CatalogState {
             CatalogChange::ShardRemoved(shard_id) => {
                 self.forget_shard(*shard_id);
                 self.removed_shards.insert(*shard_id);
+            }
+            CatalogChange::ShardMerged(shard_id, target) => {
+                self.forget_shard(*shard_id);
+                self.removed_shards.insert(*shard_id);
+                self.merged_shards.insert(*shard_id, *target);
             }
             CatalogChange::Operation(operation) => {
                 self.operations.insert(operation.request_id, operation.clone());
@@ -160,6 +170,18 @@ impl CatalogState {
     pub fn shard_of(&self, key: Key) -> Option<&ShardDescriptor> {
         let (_, shard_id) = self.shards_by_start.range(..=(key, ShardId(u64::MAX))).next_back()?;
         self.shards.get(shard_id).filter(|shard| shard.range.contains(key))
+    }
+
+    /// Whether a shard became part of another one, or of one that became part of it, and so on.
+    pub fn is_part_of(&self, shard_id: ShardId, whole: ShardId) -> bool {
+        let mut part = shard_id;
+        while let Some(target) = self.merged_shards.get(&part) {
+            if *target == whole {
+                return true;
+            }
+            part = *target;
+        }
+        false
     }
 
     /// The shards of an account, in key order.

@@ -114,6 +114,7 @@ fn changes_become_rows() {
         operations: [((gone.id, testing::operation(1)), None)].into(),
         shard,
         child: None,
+        absorbed: None,
     };
     let rows: Vec<Row> = changes.rows().collect();
     assert_eq!(rows.len(), 3);

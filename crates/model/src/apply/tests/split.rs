@@ -36,6 +36,7 @@ fn route(entry: &Entry, parent: &MemoryShard, child: &MemoryShard) -> (Entry, En
             | Write::Retire
             | Write::Sweep { .. }
             | Write::PrepareSplit { .. }
+            | Write::Merge(_)
             | Write::Split { .. } => true,
         };
         let commands = entry.commands.iter().filter(|command| is_mine(&command.write));
@@ -229,6 +230,7 @@ proptest! {
             | Write::Retire
             | Write::Sweep { .. }
             | Write::PrepareSplit { .. }
+            | Write::Merge(_)
             | Write::Split { .. } => return Ok(()),
         };
         let (_, child) = split(&mut shard, at.key());
