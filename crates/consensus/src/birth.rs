@@ -172,6 +172,18 @@ impl Births {
         Ok(())
     }
 
+    /// Makes the newborns of a shard that is merged those of its target: their beginning lies in the
+    /// source's file and log, which stay as long as the target makes no file. Gives the rows.
+    pub(crate) fn adopt(&self, source: ShardId, target: ShardId) -> Vec<Row> {
+        let mut unsettled = self.unsettled.lock();
+        let own = unsettled.iter_mut().filter(|(_, birth)| birth.parent == source);
+        let adopted = own.map(|(shard, birth)| {
+            birth.parent = target;
+            (keys::birth(*shard), Some(wire::encode(birth).to_vec()))
+        });
+        adopted.collect()
+    }
+
     /// Forgets a newborn that is destroyed.
     pub(crate) fn forget(&self, shard: ShardId) {
         self.unsettled.lock().remove(&shard);

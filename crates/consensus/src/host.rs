@@ -32,6 +32,7 @@ use crate::log_watch::WatchedLog;
 use crate::machine::damaged;
 use crate::members::MemberCall;
 use crate::membership;
+use crate::merge::{self, Merges};
 use crate::quiescence;
 use crate::renewal::{self, Told};
 use crate::replica::{NodeParts, Replica, Standing};
@@ -185,9 +186,11 @@ impl Host {
             node_bytes: Arc::new(AtomicUsize::new(0)),
             sessions: Arc::default(),
             births: Arc::default(),
+            merges: Arc::default(),
             catalog: Arc::default(),
         };
         parts.births.load(&*parts.seams.state)?;
+        parts.merges.load(&*parts.seams.state)?;
         let catalog = open_catalog(&parts, &start.identity).await?;
         let host = Self {
             inner: Arc::new(Inner {
@@ -205,6 +208,7 @@ impl Host {
                 parts,
             }),
         };
+        host.spawn(merge::keep);
         host.learn_addresses();
         host.open_known_replicas().await?;
         host.parts().seams.log.unknown_groups_are_noted();
@@ -310,6 +314,10 @@ impl Host {
 
     pub(crate) fn births(&self) -> &Births {
         &self.inner.parts.births
+    }
+
+    pub(crate) fn merges(&self) -> &Merges {
+        &self.inner.parts.merges
     }
 
     pub(crate) fn parts(&self) -> &NodeParts {

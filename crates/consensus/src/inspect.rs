@@ -85,8 +85,8 @@ impl Reader {
                 self.headers.insert(shard, header);
             }
             Some(Place::Installing(shard)) => self.installing.push(shard),
-            // A child's header says all that there is to show.
-            Some(Place::Birth(_)) => {}
+            // A child's header says all that there is to show; what a merge has left shows nothing.
+            Some(Place::Birth(_) | Place::Remains(_)) => {}
             Some(Place::Catalog) => self.summary.catalog_rows += 1,
             Some(Place::Record(key)) => match row::RowKey::parse(key).map_err(damaged)? {
                 row::RowKey::Anchor(id) => {

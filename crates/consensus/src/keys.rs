@@ -6,6 +6,7 @@
 //! | `01 shard(8)  01` | set while a snapshot file is being loaded |
 //! | `01 shard(8)  02 …` | rows of the catalog (shard 0) |
 //! | `01 shard(8)  03` | birth: set while the replica's beginning lies in its parent |
+//! | `01 shard(8)  04` | remains: set while only log and file are left of the shard, after a merge |
 //! | `02 …` | records by id, as `model::row` encodes them |
 
 use anchorhold_model::{KeyRange, ShardId, row};
@@ -16,6 +17,7 @@ const HEADER: u8 = 0;
 const INSTALLING: u8 = 1;
 const CATALOG: u8 = 2;
 const BIRTH: u8 = 3;
+const REMAINS: u8 = 4;
 
 fn replica_key(shard: ShardId, kind: u8) -> Vec<u8> {
     let mut key = Vec::with_capacity(10);
@@ -38,6 +40,11 @@ pub(crate) fn installing(shard: ShardId) -> Vec<u8> {
 /// The mark of a replica that a split made and that has no snapshot file yet.
 pub(crate) fn birth(shard: ShardId) -> Vec<u8> {
     replica_key(shard, BIRTH)
+}
+
+/// The mark of a shard whose keys are another's, and whose log and file are still needed.
+pub(crate) fn remains(shard: ShardId) -> Vec<u8> {
+    replica_key(shard, REMAINS)
 }
 
 /// Where all rows that are not records lie.
@@ -75,6 +82,7 @@ pub(crate) enum Place<'a> {
     Header(ShardId),
     Installing(ShardId),
     Birth(ShardId),
+    Remains(ShardId),
     Catalog,
     /// A record, with its key as `model::row` encodes it.
     Record(&'a [u8]),
@@ -91,6 +99,7 @@ pub(crate) fn place(key: &[u8]) -> Option<Place<'_>> {
                 [HEADER] => Some(Place::Header(shard)),
                 [INSTALLING] => Some(Place::Installing(shard)),
                 [BIRTH] => Some(Place::Birth(shard)),
+                [REMAINS] => Some(Place::Remains(shard)),
                 [CATALOG, ..] if shard == ShardId::CATALOG => Some(Place::Catalog),
                 _ => None,
             }

@@ -101,6 +101,11 @@ impl GroupLogStorage {
         self.log.group(self.group).and_then(|state| state.last) == Some(last)
     }
 
+    /// The entries of a range, as far as there are any.
+    pub(crate) fn entries(&self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read_all(start, end)
+    }
+
     fn read_all(&self, mut start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         let mut entries = Vec::new();
         while start < end {

@@ -29,6 +29,7 @@ use crate::birth::{self, Births};
 use crate::digest::Wanted;
 use crate::host::Listener;
 use crate::keys;
+use crate::merge::Merges;
 use crate::row_count::RowCount;
 use crate::seams::{Exit, Offload};
 use crate::snapshot::{Cut, SnapshotBuilder};
@@ -75,6 +76,7 @@ pub(crate) struct MachineShared {
     /// A count of the rows behind the key of a split that is near. Locked after `cut`.
     pub(crate) count: Mutex<Option<RowCount>>,
     pub(crate) births: Arc<Births>,
+    pub(crate) merges: Arc<Merges>,
     pub(crate) header: ArcSwap<Header>,
     /// The shard's state alone, for readers. Of no meaning in the catalog.
     pub(crate) shard: ArcSwap<ShardState>,
@@ -226,7 +228,7 @@ impl Machine {
         Self { shared, listener, durable, replaced }
     }
 
-    async fn apply_entry(&mut self, entry: Entry) -> io::Result<Reply> {
+    pub(crate) async fn apply_entry(&mut self, entry: Entry) -> io::Result<Reply> {
         let index = entry.log_id.index;
         let waited = self.durable.wait_for(|end| index < *end).await.map(|end| *end);
         let durable_end = waited.map_err(|_| io::Error::other("the log was closed"))?;
@@ -258,19 +260,19 @@ impl Machine {
                 self.shared.commit(Vec::new(), header)?;
                 Ok(Reply::None)
             }
-            EntryPayload::Normal(payload) => self.apply_normal(&payload, header),
+            EntryPayload::Normal(payload) => self.apply_normal(&payload, header).await,
         }
     }
 
-    fn apply_normal(&mut self, payload: &Payload, header: Header) -> io::Result<Reply> {
+    async fn apply_normal(&mut self, payload: &Payload, header: Header) -> io::Result<Reply> {
         let content = payload.0.get(1..).unwrap_or_default();
         match &self.shared.catalog {
             Some(_) => self.apply_catalog(content, header),
-            None => self.apply_shard(content, header),
+            None => self.apply_shard(content, header).await,
         }
     }
 
-    fn apply_shard(&self, content: &[u8], mut header: Header) -> io::Result<Reply> {
+    async fn apply_shard(&self, content: &[u8], mut header: Header) -> io::Result<Reply> {
         let entry = row::decode_entry(content).map_err(io::Error::other)?;
         let Some(shard) = header.shard.take() else {
             return Err(io::Error::other("a shard's entry reached a group without a shard"));
@@ -298,6 +300,13 @@ impl Machine {
             birth
         });
         let is_split = birth.is_some();
+        if let Some(source) = &changes.absorbed {
+            self.shared.merges.take_in(self.shared.group, source).await?;
+            let index = header.applied.map_or(0, |(_, index)| index);
+            let source = &source.state.descriptor;
+            rows.extend(self.shared.births.adopt(source.shard_id, self.shared.shard_id));
+            rows.extend(self.shared.merges.note(self.shared.group, index, source));
+        }
         if let Some(child) = &changes.child {
             let mut kept = Ok(());
             self.shared.offload.in_place(&mut || {
@@ -314,6 +323,10 @@ impl Machine {
         if is_split {
             *self.shared.count.lock() = None;
             self.shared.births.announce();
+        }
+        if let Some(source) = &changes.absorbed {
+            *self.shared.count.lock() = None;
+            self.shared.merges.taken_in(source.state.descriptor.shard_id);
         }
         self.follow_preparations(&entry, &outcomes, &changes.shard);
         Ok(Reply::Shard(Arc::new(outcomes)))

@@ -116,6 +116,10 @@ impl Host {
     ) -> Result<Epoch, MemberError> {
         let replica = self.replica(shard).ok_or(MemberError::NotLeader { leader: None })?;
         let base = Base::of(&replica, expected)?;
+        let is_transfer = matches!(change, MemberChange::TransferLeader { .. });
+        if replica.state().merging.is_some() && !is_transfer {
+            return Err(refused("the shard is being merged"));
+        }
         match change {
             MemberChange::AddLearner { node, replica_id } => {
                 self.add_learner(&replica, &base, *node, *replica_id).await?;

@@ -399,7 +399,7 @@ impl ReplicaClient {
                 vote: (&vote).into(),
                 digest: file.digest.0,
                 bytes: file.bytes,
-                range: content.shard.map(|shard| shard.descriptor.range),
+                descriptor: content.shard.map(|shard| shard.descriptor),
             }),
             offset: 0,
             data: Bytes::new(),

@@ -129,6 +129,7 @@ fn weight(command: &Command) -> usize {
         | Write::Tick
         | Write::Retire
         | Write::PrepareSplit { .. }
+        | Write::Merge(_)
         | Write::Split { .. } => FIXED,
         Write::Sweep { anchors, operations } => FIXED + 17 * anchors.len() + 40 * operations.len(),
     }

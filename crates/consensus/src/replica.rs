@@ -40,6 +40,7 @@ use crate::host::Listener;
 use crate::keys;
 use crate::link::Peers;
 use crate::log::GroupLogStorage;
+use crate::merge::Merges;
 use crate::machine::{
     Applied, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
 };
@@ -156,6 +157,7 @@ pub(crate) struct NodeParts {
     pub(crate) node_bytes: Arc<AtomicUsize>,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) births: Arc<Births>,
+    pub(crate) merges: Arc<Merges>,
     /// The catalog as applied here, whichever replica applies it.
     pub(crate) catalog: Arc<watch::Sender<Arc<CatalogState>>>,
 }
@@ -181,6 +183,7 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         wanted: Mutex::new(None),
         count: Mutex::new(None),
         births: parts.births.clone(),
+        merges: parts.merges.clone(),
         shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
         header: ArcSwap::from_pointee(initial),
         applied: watch::Sender::new(Applied::default()),
@@ -261,7 +264,8 @@ fn adds_data(command: &Command) -> bool {
         | Write::Retire
         | Write::Sweep { .. }
         | Write::PrepareSplit { .. }
-        | Write::Split { .. } => false,
+        | Write::Split { .. }
+        | Write::Merge(_) => false,
     }
 }
 
@@ -400,6 +404,12 @@ impl Replica {
             self.raft.runtime_config().elect(true);
             tracing::info!(shard = self.group.shard, "the log has again all that it had lost");
         }
+    }
+
+    /// Takes part in nothing from now on: its log says that it is lost.
+    pub(crate) fn close(&self) {
+        self.fenced.store(true, Ordering::Release);
+        self.raft.runtime_config().elect(false);
     }
 
     /// Founds the group, if nobody has yet: every voter may do this, with the same members.

@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anchorhold_model::catalog::CatalogState;
-use anchorhold_model::{KeyRange, ShardId, ShardState};
+use anchorhold_model::{KeyRange, ShardDescriptor, ShardId, ShardState};
 use anchorhold_storage::snapshot::{
     SnapshotError, SnapshotFile, SnapshotHeader, SnapshotReader, SnapshotRow, SnapshotWriter,
 };
@@ -320,12 +320,20 @@ pub(crate) async fn install(
 ) -> io::Result<()> {
     let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
     tracing::info!(shard = shared.shard_id.0, index, rows = file.rows, "loading a snapshot");
+    let content: SnapshotContent =
+        wire::decode("a snapshot's header", &file.header.meta).map_err(io::Error::other)?;
+    let ended = match &content.shard {
+        Some(shard) => shared.merges.give_up(&shard.descriptor).await?,
+        None => Vec::new(),
+    };
+    let ended_ids: Vec<ShardId> = ended.iter().map(|shard| shard.shard_id).collect();
     let (done, loaded) = oneshot::channel();
     let worker = shared.clone();
     let work = shared.offload.spawn(Box::new(move || {
         failpoint!(worker.hooks, "snapshot.received");
         *worker.count.lock() = None;
         let result = take_over(&worker, file)
+            .and_then(|file| note_ended(&worker, &ended, index).map(|()| file))
             .and_then(|file| load(&worker, &file))
             .and_then(|header| settle(&worker).map(|()| header));
         let _ = worker
@@ -336,7 +344,24 @@ pub(crate) async fn install(
     }));
     work.await;
     let header = loaded.await.map_err(io::Error::other)?.map_err(|error| shared.fail(&error))?;
-    publish(shared, header)
+    publish(shared, header)?;
+    ended_ids.into_iter().for_each(|shard| shared.merges.taken_in(shard));
+    Ok(())
+}
+
+/// Notes what a snapshot ends, once its file lies where a start finds it.
+fn note_ended(
+    shared: &MachineShared,
+    ended: &[ShardDescriptor],
+    index: u64,
+) -> Result<(), StateError> {
+    ended.iter().for_each(|shard| shared.births.forget(shard.shard_id));
+    let mut rows = Vec::new();
+    for shard in ended {
+        rows.extend(shared.births.adopt(shard.shard_id, shared.shard_id));
+        rows.extend(shared.merges.note(shared.group, index, shard));
+    }
+    if rows.is_empty() { Ok(()) } else { shared.state.commit(Batch { rows }) }
 }
 
 /// The file where the replica's own files lie: a received one is there already.
@@ -411,7 +436,7 @@ pub(crate) fn load(shared: &MachineShared, file: &SnapshotFile) -> Result<Header
 
 #[cfg(test)]
 mod tests {
-    use anchorhold_model::{ClassId, Key, ShardDescriptor};
+    use anchorhold_model::{ClassId, Key};
     use anchorhold_storage::MemoryState;
 
     use super::*;

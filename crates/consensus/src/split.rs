@@ -116,6 +116,7 @@ impl Host {
             | Outcome::Retired
             | Outcome::Swept { .. }
             | Outcome::SplitPrepared
+            | Outcome::Merged(_)
             | Outcome::Rejected(_) => Err(ProposeError::OutcomeUnknown { shard }.into()),
         }
     }

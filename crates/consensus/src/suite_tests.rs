@@ -88,6 +88,7 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             wanted: Mutex::new(None),
             count: Mutex::new(None),
             births: Arc::default(),
+            merges: Arc::default(),
             shard: ArcSwap::from_pointee(shard.clone()),
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),

@@ -6,6 +6,7 @@ use anchorhold_storage::{DiskState, StateError};
 use openraft::async_runtime::WatchReceiver;
 
 use crate::host::Host;
+use crate::merge;
 use crate::replica::Replica;
 use crate::snapshot::Purpose;
 
@@ -33,6 +34,10 @@ pub(crate) async fn keep(host: Host) {
             let cut = replica.shared().cut.lock();
             cut.as_ref().is_some_and(|cut| cut.purpose == Purpose::Snapshot)
         });
+        if let Err(error) = merge::clear_up(&host).await {
+            host.parts().seams.exit.exit(&format!("what a merge has left cannot be removed: {error}"));
+            return;
+        }
         if host.fitness_report().disk == DiskState::Full {
             // A snapshot stands beside the one before it until it is whole.
             continue;
@@ -48,7 +53,11 @@ pub(crate) async fn keep(host: Host) {
                 may_build: 0 < free && !births.is_parent(shard),
             };
             // A newborn's first file frees its parent, whose next one drops what is the child's.
-            let is_wanted = || births.of(shard).is_some() || births.take_renewal(shard);
+            let is_wanted = || {
+                births.of(shard).is_some()
+                    || births.take_renewal(shard)
+                    || host.merges().wants_file(shard)
+            };
             if shrink(&replica, wish, is_wanted).await {
                 free -= 1;
             }

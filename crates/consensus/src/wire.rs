@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anchorhold_model::KeyRange;
+use anchorhold_model::ShardDescriptor;
 use anchorhold_storage::{LogEntry, LogPosition};
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::StreamAppendError;
@@ -404,8 +404,8 @@ pub(crate) struct SnapshotHead {
     /// Digest and length of the file.
     pub(crate) digest: [u8; 32],
     pub(crate) bytes: u64,
-    /// The keys that the shard owns by it; `None` for the catalog.
-    pub(crate) range: Option<KeyRange>,
+    /// The shard by it; `None` for the catalog.
+    pub(crate) descriptor: Option<ShardDescriptor>,
 }
 
 #[cfg(test)]

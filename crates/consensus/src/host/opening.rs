@@ -1,6 +1,8 @@
 //! Which replicas may be open at once, and when those that must wait are opened.
 
-use anchorhold_model::{KeyRange, ReplicaId, ShardDescriptor, ShardId};
+use std::sync::Arc;
+
+use anchorhold_model::{ReplicaId, ShardDescriptor, ShardId};
 use anchorhold_storage::{Batch, GroupId, StateError};
 
 use super::replicas::{known_range, own_replica_id};
@@ -10,31 +12,77 @@ use crate::card::Card;
 use crate::fence;
 use crate::keys;
 use crate::machine::damaged;
-use crate::replica::Standing;
+use crate::replica::{Replica, Standing};
 
 impl Host {
-    /// Whether a replica on this node other than the shard's own owns a part of a range: one that is
-    /// open, one that is being removed, or a newborn that is about to open.
-    pub(crate) fn is_taken(&self, shard: ShardId, range: &KeyRange) -> bool {
-        if self.inner.clearing.lock().values().any(|gone| gone.overlaps(range)) {
+    /// Whether another replica on this node owns some of a shard's keys: one that is open, one that
+    /// is being removed, or a newborn that is about to open. Not one that the shard supersedes.
+    pub(crate) fn is_taken(&self, shard: &ShardDescriptor) -> bool {
+        if self.inner.clearing.lock().values().any(|gone| gone.overlaps(&shard.range)) {
             return true;
         }
-        let mut newborns = self.births().all();
-        newborns.retain(|birth| birth.child.shard_id != shard);
+        let takes = |other: &ShardDescriptor| {
+            other.shard_id != shard.shard_id
+                && other.range.overlaps(&shard.range)
+                && !shard.supersedes(other)
+        };
+        let newborns = self.births().all();
         let replicas = self.inner.replicas.read();
-        let mut others = replicas.iter().filter(|(id, _)| **id != shard);
-        others.any(|(_, replica)| replica.state().descriptor.range.overlaps(range))
+        replicas.values().any(|replica| takes(&replica.state().descriptor))
             || newborns.iter().any(|birth| {
-                !replicas.contains_key(&birth.child.shard_id)
-                    && self.range_of(birth).overlaps(range)
+                !replicas.contains_key(&birth.child.shard_id) && takes(&self.known_as(birth))
             })
     }
 
-    /// What a newborn that is not open owns: it may have split itself.
-    fn range_of(&self, birth: &Birth) -> KeyRange {
+    /// What a newborn that is not open is by now: it may have split itself.
+    pub(crate) fn known_as(&self, birth: &Birth) -> ShardDescriptor {
         let standing = Standing::read(&self.inner.parts, birth::group_of(&birth.child));
-        let range = standing.ok().and_then(|found| found.descriptor().map(|shard| shard.range));
-        range.unwrap_or(birth.child.range)
+        let known = standing.ok().and_then(|found| found.descriptor().cloned());
+        known.unwrap_or_else(|| birth.child.clone())
+    }
+
+    /// Takes a replica out of what is open, and stops it. Nothing else takes its keys before whoever
+    /// asked for this says so ([`Self::end`], [`Self::bring_back`]).
+    pub(crate) async fn withdraw(&self, replica: &Arc<Replica>, why: &str) {
+        let shard = replica.shard_id();
+        tracing::info!(%shard, replica = %replica.replica_id(), "stopping a replica: {why}");
+        {
+            let _opening = self.inner.opening.lock().await;
+            let range = replica.state().descriptor.range;
+            self.inner.clearing.lock().insert(shard, range);
+            self.inner.replicas.write().remove(&shard);
+        }
+        replica.stop(why).await;
+    }
+
+    /// A shard's keys are another's here.
+    pub(crate) fn end(&self, shard: ShardId) {
+        self.births().forget(shard);
+        self.inner.clearing.lock().remove(&shard);
+        self.inner.parts.listener.removed(shard);
+        self.births().announce();
+    }
+
+    /// A replica that was withdrawn is needed again.
+    pub(crate) fn bring_back(&self, shard: &ShardDescriptor) {
+        let is_withdrawn = self.inner.clearing.lock().remove(&shard.shard_id).is_some();
+        if is_withdrawn && self.births().of(shard.shard_id).is_none() {
+            self.inner.waiting.lock().insert(birth::group_of(shard));
+        }
+        self.births().changed.notify_one();
+    }
+
+    /// Replicas that have a file, and that cannot be opened yet.
+    pub(crate) fn waiting_groups(&self) -> Vec<GroupId> {
+        self.inner.waiting.lock().iter().copied().collect()
+    }
+
+    pub(crate) fn is_waiting(&self, group: GroupId) -> bool {
+        self.inner.waiting.lock().contains(&group)
+    }
+
+    pub(crate) fn forget_waiting(&self, group: GroupId) {
+        self.inner.waiting.lock().remove(&group);
     }
 
     pub(super) async fn open_known_replicas(&self) -> Result<(), StateError> {
@@ -50,22 +98,29 @@ impl Host {
                 self.erase(group, known_range(parts, group)?).await?;
                 continue;
             }
+            if self.merges().is_ended(ShardId(group.shard)) {
+                continue;
+            }
             // Its file is there already: the node ended before it could note that.
             self.settle_if_filed(group)?;
             let standing = Standing::read(parts, group)?;
             match standing.descriptor() {
-                Some(descriptor) => found.push((descriptor.epoch.version, group, descriptor.range)),
+                Some(descriptor) => found.push((group, descriptor.clone())),
                 None => tracing::warn!(shard = group.shard, "a snapshot file describes no shard"),
             }
         }
         // A parent that stands before its split comes before the children that it still contains.
-        found.sort_by_key(|(version, group, _)| (*version, *group));
-        for (_, group, range) in found {
-            if self.is_taken(ShardId(group.shard), &range) {
+        found.sort_by_key(|(group, descriptor)| (descriptor.epoch.version, *group));
+        for (group, descriptor) in &found {
+            if found.iter().any(|(_, other)| other.supersedes(descriptor)) {
+                // What that one took in is in its file, and what is left of this one can go.
+                tracing::info!(shard = group.shard, "another shard here has taken it in");
+                self.bury(*group).await?;
+            } else if self.is_taken(descriptor) {
                 tracing::info!(shard = group.shard, "waits until its parent has split again");
-                self.inner.waiting.lock().insert(group);
+                self.inner.waiting.lock().insert(*group);
             } else {
-                self.open_filed(group).await?;
+                self.open_filed(*group).await?;
             }
         }
         self.births().changed.notify_one();
@@ -125,7 +180,7 @@ impl Host {
         for birth in self.births().all() {
             let child = &birth.child;
             if self.replica(child.shard_id).is_none()
-                && !self.is_taken(child.shard_id, &self.range_of(&birth))
+                && !self.is_taken(&self.known_as(&birth))
             {
                 self.open_newborn(&birth).await?;
             }
@@ -134,8 +189,7 @@ impl Host {
         for group in waiting {
             let shard = ShardId(group.shard);
             let standing = Standing::read(&self.inner.parts, group)?;
-            let range = standing.descriptor().map(|descriptor| descriptor.range);
-            let is_free = range.is_none_or(|range| !self.is_taken(shard, &range));
+            let is_free = standing.descriptor().is_none_or(|descriptor| !self.is_taken(descriptor));
             if self.replica(shard).is_none() && is_free {
                 self.open_filed(group).await?;
             }
@@ -218,6 +272,6 @@ impl Host {
         let is_known = self.replica(shard).is_some()
             || seams.state.get(&keys::header(shard))?.is_some()
             || self.inner.waiting.lock().iter().any(|group| group.shard == shard.0);
-        Ok(!is_known && !self.is_taken(shard, &descriptor.range))
+        Ok(!is_known && !self.is_taken(descriptor))
     }
 }

@@ -82,9 +82,12 @@ impl Host {
             for replica in self.replicas() {
                 let shard_id = replica.shard_id();
                 if catalog.removed_shards.contains(&shard_id) {
-                    self.destroy(&replica, "its shard is gone").await?;
+                    if !self.is_to_be_taken_in(catalog, shard_id) {
+                        self.destroy(&replica, "its shard is gone").await?;
+                    }
                 } else if let Some(descriptor) = catalog.shards.get(&shard_id)
                     && descriptor.replica(replica.replica_id()).is_none()
+                    && !replica.state().is_frozen()
                     && self.card_of(&replica).is_left_out_by(replica.group(), descriptor)
                 {
                     self.destroy(&replica, "its shard has removed it").await?;
@@ -109,6 +112,15 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Whether a shard became part of one that has a replica here, which has yet to come so far: it
+    /// needs this one's rows.
+    fn is_to_be_taken_in(&self, catalog: &CatalogState, shard: ShardId) -> bool {
+        let waiting = self.waiting_groups();
+        let waiting = waiting.iter().map(|group| ShardId(group.shard));
+        let here = self.replicas().into_iter().map(|replica| replica.shard_id()).chain(waiting);
+        here.into_iter().any(|whole| catalog.is_part_of(shard, whole))
     }
 
     /// Waits until few of the replicas here know no leader: each of those campaigns, and more than the
@@ -218,7 +230,7 @@ impl Host {
         let is_known = self.replica(shard).is_some()
             || self.births().of(shard).is_some()
             || self.inner.waiting.lock().contains(&group)
-            || self.is_taken(shard, &descriptor.range);
+            || self.is_taken(descriptor);
         let is_something = seams.log.group(group).is_some()
             || matches!(seams.state.get(&keys::header(shard)), Ok(Some(_)))
             || matches!(seams.snapshots.latest(group), Ok(Some(_)) | Err(_));
@@ -241,8 +253,10 @@ impl Host {
             return Err("the disk of this node has no room for more replicas".to_owned());
         }
         let overlaps = |replica: &Arc<Replica>| {
-            replica.shard_id() != descriptor.shard_id
-                && replica.state().descriptor.range.overlaps(&descriptor.range)
+            let other = &replica.state().descriptor;
+            other.shard_id != descriptor.shard_id
+                && other.range.overlaps(&descriptor.range)
+                && !descriptor.supersedes(other)
         };
         match self.replicas().into_iter().find(overlaps) {
             Some(other) => Err(format!("{} owns some of its keys here", other.shard_id())),
@@ -264,6 +278,9 @@ impl Host {
         if self.births().is_parent(replica.shard_id()) {
             return Err("children of its split have no snapshot files yet".to_owned());
         }
+        if replica.state().is_frozen() {
+            return Err("its keys are about to be another shard's".to_owned());
+        }
         let destroyed = self.destroy(&replica, "its shard has removed it").await;
         destroyed.map_err(|error| error.to_string())
     }
@@ -278,6 +295,19 @@ impl Host {
             may_found: false,
             is_gone: false,
         })
+    }
+
+    /// Notes that a group's replica here is no more.
+    pub(crate) fn mark_gone(&self, group: GroupId) -> Result<(), StateError> {
+        let snapshots = &self.inner.parts.seams.snapshots;
+        match Card::read(snapshots, group) {
+            Ok(Some(card)) => Card { is_gone: true, ..card }.write(snapshots, group),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::warn!(shard = group.shard, %error, "the card of a merged shard is damaged");
+                Ok(())
+            }
+        }
     }
 
     async fn begin(

@@ -1,4 +1,4 @@
-use anchorhold_model::KeyRange;
+use anchorhold_model::ShardDescriptor;
 use anchorhold_proto::peer_v1::SnapshotChunk;
 use anchorhold_storage::snapshot::SnapshotDigest;
 use bytes::Bytes;
@@ -13,12 +13,12 @@ use crate::wire::{self, SnapshotHead, WireVote};
 
 impl Replica {
     /// Receives a snapshot file and lets Raft install it. Returns the encoded answer. `is_taken`
-    /// says whether another replica on this node owns a part of a range.
+    /// says whether another replica on this node owns some of a shard's keys.
     pub(crate) async fn receive_snapshot(
         &self,
         head: &[u8],
         mut chunks: Streaming<SnapshotChunk>,
-        is_taken: impl Fn(KeyRange) -> bool,
+        is_taken: impl Fn(&ShardDescriptor) -> bool,
     ) -> Result<Bytes, Status> {
         let head: SnapshotHead = wire::decode("a snapshot's head", head)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -33,7 +33,7 @@ impl Replica {
             // Their beginning lies in this replica's file and log.
             return Err(Status::unavailable("children of this shard have no snapshot file yet"));
         }
-        if head.range.is_some_and(is_taken) {
+        if head.descriptor.as_ref().is_some_and(is_taken) {
             return Err(Status::unavailable("another shard's replica here owns some of the keys"));
         }
         let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());

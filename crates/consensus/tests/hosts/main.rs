@@ -13,6 +13,7 @@ mod faults;
 mod fitness;
 mod log_bytes;
 mod members;
+mod merge;
 mod power;
 mod quiescence;
 mod reads;

@@ -18,12 +18,12 @@ use anchorhold_storage::{GroupId, LogStore as _, MemoryState};
 use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
 /// No file is made unless a test asks for it.
-fn still() -> ConsensusConfig {
+pub(crate) fn still() -> ConsensusConfig {
     ConsensusConfig { checkpoint_interval_ms: 3_600_000, ..ConsensusConfig::default() }
 }
 
 /// Files are made and logs purged all the time.
-fn busy() -> ConsensusConfig {
+pub(crate) fn busy() -> ConsensusConfig {
     ConsensusConfig {
         snapshot_entries: 20,
         snapshot_entries_kept: 2,
@@ -33,14 +33,14 @@ fn busy() -> ConsensusConfig {
 }
 
 /// The replica that leads the shard which owns an anchor's key, if one does.
-fn owner(cluster: &TestCluster, id: AnchorId) -> Option<Arc<Replica>> {
+pub(crate) fn owner(cluster: &TestCluster, id: AnchorId) -> Option<Arc<Replica>> {
     let running = cluster.nodes.iter().filter_map(|node| node.running.as_ref());
     let mut replicas = running.flat_map(|running| running.host.replicas());
     replicas.find(|replica| replica.is_leader() && replica.state().descriptor.range.contains_id(id))
 }
 
 /// Creates an anchor wherever its key belongs, until there is an outcome.
-async fn write(cluster: &TestCluster, item: u64) -> AnchorId {
+pub(crate) async fn write(cluster: &TestCluster, item: u64) -> AnchorId {
     let anchor = anchor(item);
     let id = anchor.id;
     let written = async {
@@ -54,7 +54,7 @@ async fn write(cluster: &TestCluster, item: u64) -> AnchorId {
             match replica.propose(commands, Duration::from_secs(2)).await {
                 Ok(outcomes) => match &outcomes[..] {
                     [Outcome::Written { .. }] => return,
-                    [Outcome::Rejected(Rejection::StaleEpoch { .. })] => {}
+                    [Outcome::Rejected(Rejection::StaleEpoch { .. } | Rejection::Merging)] => {}
                     other => panic!("not written: {other:?}"),
                 },
                 Err(
@@ -84,7 +84,7 @@ async fn reserve(cluster: &TestCluster, number: u128) -> ShardId {
 }
 
 /// Splits a shard at its median; repeated until it is done, like whoever is asked to.
-async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -> ShardId {
+pub(crate) async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -> ShardId {
     let child = reserve(cluster, number).await;
     let mut epoch = None;
     let done = async {
@@ -114,7 +114,7 @@ async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -> ShardId {
 
 /// Waits until every running node holds the same replicas, and each shard's replicas hold the same;
 /// their ranges cover all keys that the first shard owned, once.
-async fn settle(cluster: &TestCluster, whole: KeyRange) -> BTreeMap<ShardId, ReplicaDigest> {
+pub(crate) async fn settle(cluster: &TestCluster, whole: KeyRange) -> BTreeMap<ShardId, ReplicaDigest> {
     let mut last = String::new();
     let agreed = async {
         loop {
@@ -182,7 +182,7 @@ fn covers(whole: KeyRange, replicas: &[Arc<Replica>]) -> Result<(), String> {
 }
 
 /// Everything acknowledged is on every running node.
-async fn assert_all_there(cluster: &TestCluster, ids: &[AnchorId]) {
+pub(crate) async fn assert_all_there(cluster: &TestCluster, ids: &[AnchorId]) {
     for node in &cluster.nodes {
         let Some(running) = &node.running else { continue };
         let replicas = running.host.replicas();
@@ -194,7 +194,7 @@ async fn assert_all_there(cluster: &TestCluster, ids: &[AnchorId]) {
 }
 
 /// Makes a snapshot file of a shard on every node that runs.
-async fn make_files(cluster: &TestCluster, shard: ShardId) {
+pub(crate) async fn make_files(cluster: &TestCluster, shard: ShardId) {
     for running in cluster.nodes.iter().filter_map(|node| node.running.as_ref()) {
         let replica = eventually("the replica is open", || running.host.replica(shard)).await;
         replica.renew_snapshot().await;
@@ -203,11 +203,11 @@ async fn make_files(cluster: &TestCluster, shard: ShardId) {
     }
 }
 
-fn whole_of(cluster: &TestCluster, shard: ShardId) -> KeyRange {
+pub(crate) fn whole_of(cluster: &TestCluster, shard: ShardId) -> KeyRange {
     cluster.nodes[0].host().catalog().borrow().shards[&shard].range
 }
 
-async fn load(cluster: &TestCluster, first: u64, count: u64) -> Vec<AnchorId> {
+pub(crate) async fn load(cluster: &TestCluster, first: u64, count: u64) -> Vec<AnchorId> {
     let mut ids = Vec::new();
     for chunk in (first..first + count).collect::<Vec<_>>().chunks(16) {
         ids.extend(futures::future::join_all(chunk.iter().map(|item| write(cluster, *item))).await);

@@ -277,7 +277,7 @@ impl Drop for Running {
 /// Several nodes, one per zone.
 pub(crate) struct TestCluster {
     pub(crate) nodes: Vec<TestNode>,
-    config: ConsensusConfig,
+    pub(crate) config: ConsensusConfig,
     pub(crate) wires: Wires,
 }
 
