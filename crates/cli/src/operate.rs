@@ -136,6 +136,14 @@ enum ShardCommand {
         /// The shard's id, as `shard list` shows it
         shard: String,
     },
+    /// Make a shard part of its left neighbour while both serve
+    Merge {
+        /// The shard, such as s12 or 12
+        shard: String,
+        /// Wait until it is
+        #[arg(long)]
+        wait: bool,
+    },
     /// Split a shard in two while it serves
     Split {
         /// The shard, such as s12 or 12
@@ -339,6 +347,7 @@ pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
         ShardCommand::Move { shard, from, to } => {
             placing::move_replica(&context, &shard, &from, &to).await
         }
+        ShardCommand::Merge { shard, wait } => placing::merge(&context, &shard, wait).await,
         ShardCommand::Split { shard, at } => split_shard(&context, &shard, at.as_deref()).await,
     }
 }

@@ -1,5 +1,6 @@
 //! The operators' verbs that move replicas and leaders, or say why they are where they are:
-//! `node drain|resume|maintenance|decommission|why-blocked`, `zone drain`, `shard transfer|move`,
+//! `node drain|resume|maintenance|decommission|why-blocked`, `zone drain`,
+//! `shard transfer|move|merge`,
 //! `operator`, `scheduler`, `cluster headroom`, `plan explain`.
 
 use std::time::Duration;
@@ -14,6 +15,9 @@ use crate::context::{ClientArgs, Context};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, bytes};
 use crate::progress::Progress;
+
+/// How often a merge that is waited for is looked at.
+const MERGE_POLL: Duration = Duration::from_millis(200);
 
 /// `anchorhold operator`.
 #[derive(Args, Debug)]
@@ -362,6 +366,37 @@ pub(crate) async fn move_replica(
     admin.move_shard(request).await?;
     let (from, to) = (NodeId(from_node_id), NodeId(to_node_id));
     println!("a replica of {} moves from {from} to {to}", ShardId(shard_id));
+    Ok(())
+}
+
+/// Runs `shard merge`; with `wait` until the catalog has the shard no more.
+///
+/// # Errors
+/// As the cluster says; also if the change is given up while it is waited for.
+pub(crate) async fn merge(context: &Context, shard: &str, wait: bool) -> anyhow::Result<()> {
+    let admin = context.admin()?;
+    let shard_id = shard_id(&admin, shard).await?;
+    let request = admin_v1::MergeShardRequest { shard_id };
+    let into = ShardId(admin.merge_shard(request).await?.into_shard_id);
+    let shard = ShardId(shard_id);
+    if !wait {
+        println!("{shard} becomes part of {into}; `anchorhold operator list` shows how far it is");
+        return Ok(());
+    }
+    loop {
+        let operators = admin.list_operators(admin_v1::ListOperatorsRequest {}).await?.operators;
+        if !operators.iter().any(|operator| operator.shard_id == shard_id) {
+            break;
+        }
+        tokio::time::sleep(MERGE_POLL).await;
+    }
+    // Asked again, a merge that is made answers at once, and one that was given up begins anew.
+    if self::shard_id(&admin, &shard.to_string()).await.is_ok() {
+        let problem = format!("{shard} was not merged: the change was given up");
+        let next = "`anchorhold plan explain` says what is in the way";
+        return Err(Failure::new(Exit::Failed, problem, next).into());
+    }
+    println!("{shard} is part of {into}");
     Ok(())
 }
 

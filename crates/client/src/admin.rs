@@ -135,6 +135,8 @@ impl AdminClient {
         transfer_shard(TransferShardRequest) -> TransferShardResponse = TRANSFER_SHARD;
         /// Moves a replica of a shard.
         move_shard(MoveShardRequest) -> MoveShardResponse = MOVE_SHARD;
+        /// Makes a shard part of its left neighbour.
+        merge_shard(MergeShardRequest) -> MergeShardResponse = MERGE_SHARD;
     }
 
     /// Gives the space of a node's ballast back. Needs no request id: twice is as good as once.

@@ -82,6 +82,7 @@ methods! {
     GET_HEADROOM = Read "/anchorhold.admin.v1.PlacementService/GetHeadroom";
     TRANSFER_SHARD = Write "/anchorhold.admin.v1.PlacementService/TransferShard";
     MOVE_SHARD = Write "/anchorhold.admin.v1.PlacementService/MoveShard";
+    MERGE_SHARD = Write "/anchorhold.admin.v1.PlacementService/MergeShard";
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anchorhold_model::catalog::CatalogState;
 use anchorhold_model::row::Row;
 use anchorhold_model::{
-    Command, Epoch, Frozen, MergeStep, Merged, Merging, OperationId, Outcome, Rejection, RequestId,
+    Command, Epoch, Frozen, MergeStep, Merged, Merging, NodeId, OperationId, Outcome, Rejection, RequestId,
     ShardDescriptor, ShardId, Write,
 };
 use anchorhold_storage::{Batch, GroupId, LogWrite, StateError, StateStore};
@@ -42,6 +42,8 @@ use crate::wire;
 
 /// How often a node looks whether the source is open by now.
 const OPEN_POLL: Duration = Duration::from_millis(20);
+/// Entries that a member may lack when a merge begins.
+const LAG_ENTRIES_MAX: u64 = 128;
 /// Looks after which a source that nothing here can bring about is taken for lost.
 const OPEN_LOOKS: usize = 500;
 
@@ -285,7 +287,14 @@ impl Host {
         if self.merges().wants_file(shard) {
             return Err("its last merge has not settled");
         }
-        Ok(())
+        let all_follow = replica.applied_position().is_some_and(|(_, index)| {
+            let members = replica.members_that_hold(index.saturating_sub(LAG_ENTRIES_MAX));
+            members.into_iter().all(|(node, holds)| {
+                let is_own = node == self.identity().node_id;
+                is_own || holds && self.fitness().other(node).is_some()
+            })
+        });
+        if all_follow { Ok(()) } else { Err("a member of it is away or behind") }
     }
 
     /// Takes a step of a merge in the log of a shard that this node leads.
@@ -329,16 +338,29 @@ impl Host {
         let is_frozen = matches!(
             state.merging, Some(Merging::Frozen { merge, .. }) if merge == attempt
         );
-        let metrics = replica.raft().metrics();
-        let metrics = metrics.borrow_watched();
-        let matched = metrics.replication.as_ref()?;
-        let holds = |id: &u64| {
-            let at = matched.get(id).and_then(Option::as_ref).map(|at| at.index);
-            *id == replica.replica_id().0 || at.is_some_and(|at| index <= at)
-        };
-        let members = metrics.membership_config.membership().nodes().map(|(id, _)| *id);
-        let all_hold = members.into_iter().all(|id| holds(&id));
+        let all_hold = replica.members_that_hold(index).into_iter().all(|(_, holds)| holds);
         (is_frozen && all_hold).then(|| Frozen { state, term, index })
+    }
+}
+
+impl Replica {
+    fn applied_position(&self) -> Option<(u64, u64)> {
+        self.shared().header.load().applied
+    }
+
+    /// On a leader: the group's members, and whether each holds the log up to an index. Nobody does
+    /// where another replica leads.
+    fn members_that_hold(&self, index: u64) -> Vec<(NodeId, bool)> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.as_ref();
+        let holds = |id: &u64| {
+            let at = matched.and_then(|matched| matched.get(id)).and_then(Option::as_ref);
+            at.is_some_and(|at| index <= at.index)
+                || matched.is_some() && *id == self.replica_id().0
+        };
+        let members = metrics.membership_config.membership().nodes();
+        members.map(|(id, node)| (NodeId(node.node_id), holds(id))).collect()
     }
 }
 

@@ -30,6 +30,7 @@ mod merge;
 
 pub use catalog::{CatalogMember, CatalogStep, catalog_voters};
 pub use config::PlacementConfig;
+pub use merge::merge_left;
 pub use operator::{Limit, Plan, Refusal, WhyNot};
 pub use place::{place, place_shards};
 pub use plan::plan;

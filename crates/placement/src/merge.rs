@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use anchorhold_model::{NodeId, ReplicaRole, ShardId};
+use anchorhold_model::{NodeId, ReplicaRole, ShardId, Timestamp};
 
 use crate::plan::{explain, settle};
 use crate::survey::Survey;
 use crate::view::ShardEntry;
-use crate::{Operator, Plan, Reason, Step, WhyNot};
+use crate::{ClusterView, Operator, PlacementConfig, Plan, Reason, Step, WhyNot};
 
 /// Adds merges to a plan.
 pub(crate) fn plan(survey: &mut Survey<'_>, plan: &mut Plan) {
@@ -25,19 +25,53 @@ pub(crate) fn plan(survey: &mut Survey<'_>, plan: &mut Plan) {
     for pair in small.windows(2) {
         let &[left, right] = pair else { continue };
         let ids = [left.status.shard_id, right.status.shard_id];
-        let are_neighbours = left.status.range.end == Some(right.status.range.start)
-            && left.status.class == right.status.class
-            && left.status.epoch.incarnation == right.status.epoch.incarnation;
-        if !are_neighbours || ids.iter().any(|shard_id| used.contains(shard_id)) {
+        if !are_neighbours(left, right) || ids.iter().any(|shard_id| used.contains(shard_id)) {
             continue;
         }
         let planned = plan.operators.len();
-        let result = merge(survey, left, right);
+        let is_settling = |entry: &ShardEntry| {
+            survey.is_settling(entry.status.change_time, survey.config.merge_settle_ms)
+        };
+        let result = if is_settling(left) || is_settling(right) {
+            Err(WhyNot::Settling)
+        } else {
+            merge(survey, left, right)
+        };
         settle(plan, survey, right, Some(Reason::Merge), result);
         if planned < plan.operators.len() {
             used.extend(ids);
         }
     }
+}
+
+/// The operator that merges a shard into its left neighbour, however large both are, because someone
+/// asked for it. `None` if it has no neighbour that it could become part of.
+///
+/// # Errors
+/// What keeps it from being started now.
+pub fn merge_left(
+    view: &ClusterView,
+    config: &PlacementConfig,
+    now: Timestamp,
+    shard_id: ShardId,
+) -> Option<Result<Operator, WhyNot>> {
+    let survey = Survey::new(view, config, now);
+    let right = view.entries().get(&shard_id)?;
+    let left = view.entries().values().find(|left| are_neighbours(left, right))?;
+    let is_busy = |operator: &Operator| {
+        let changed = [Some(operator.shard_id), operator.merges_into()];
+        [left.status.shard_id, shard_id].iter().any(|one| changed.contains(&Some(*one)))
+    };
+    if view.in_flight().any(is_busy) {
+        return Some(Err(WhyNot::OperatorInFlight));
+    }
+    Some(merge(&survey, left, right))
+}
+
+fn are_neighbours(left: &ShardEntry, right: &ShardEntry) -> bool {
+    left.status.range.end == Some(right.status.range.start)
+        && left.status.class == right.status.class
+        && left.status.epoch.incarnation == right.status.epoch.incarnation
 }
 
 fn is_small(survey: &Survey<'_>, entry: &ShardEntry) -> bool {
@@ -51,12 +85,6 @@ fn is_small(survey: &Survey<'_>, entry: &ShardEntry) -> bool {
 
 /// Moves the right shard onto the left one's nodes, role by role, and merges it.
 fn merge(survey: &Survey<'_>, left: &ShardEntry, right: &ShardEntry) -> Result<Operator, WhyNot> {
-    let is_settling = |entry: &ShardEntry| {
-        survey.is_settling(entry.status.change_time, survey.config.merge_settle_ms)
-    };
-    if is_settling(left) || is_settling(right) {
-        return Err(WhyNot::Settling);
-    }
     let away = |entry: &ShardEntry| {
         let live = entry.status.replicas.iter().find(|replica| !replica.is_live);
         live.map(|replica| replica.node_id)

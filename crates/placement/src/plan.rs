@@ -28,6 +28,9 @@ use crate::{ClusterView, Limit, Operator, PlacementConfig, Plan, Reason, Refusal
 pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: u64) -> Plan {
     let mut survey = Survey::new(view, config, now);
     let Scan { needs, candidates, mut plan } = scan(&survey, seed);
+    let urgent = rank(Reason::SplitSize);
+    let is_recovering = needs.keys().any(|(rank, _)| *rank < urgent)
+        || view.in_flight().any(|operator| rank(operator.reason) < urgent);
     for (_, shards) in needs {
         for (entry, need) in shards {
             let result = serve(&survey, entry, need)
@@ -37,7 +40,8 @@ pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: 
         }
     }
     candidates.plan(&mut survey, &mut plan);
-    if config.merges {
+    // A merge needs every replica of two shards, and can wait.
+    if config.merges && !is_recovering {
         merge::plan(&mut survey, &mut plan);
     }
     plan

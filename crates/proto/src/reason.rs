@@ -144,6 +144,8 @@ reasons! {
         "The shard's members are not so that this move can be made.";
     SplitImpossible = "SPLIT_IMPOSSIBLE", FailedPrecondition, Change,
         "The shard cannot be split at this key, or holds too little to be split at all.";
+    MergeImpossible = "MERGE_IMPOSSIBLE", FailedPrecondition, Change,
+        "The shard has no left neighbour that it could become part of.";
     ApiKeysFull = "API_KEYS_FULL", FailedPrecondition, Change,
         "The account has two keys. Revoke one, or rotate.";
     WrongRegion = "WRONG_REGION", FailedPrecondition, Change,

@@ -258,6 +258,11 @@ impl Core {
                 counter!(name::REFUSED_TOTAL, "reason" => "shard_busy").increment(1);
                 Failure::new(Reason::Overloaded, error.to_string()).retry_after(OVERLOAD_PAUSE)
             }
+            // Try again soon.
+            ShardError::Merging | ShardError::NotMerged { .. } => {
+                Failure::new(Reason::ShardUnavailable, error.to_string())
+                    .retry_after(OVERLOAD_PAUSE)
+            }
             // Delete something, or give the nodes more room.
             ShardError::DiskFull => {
                 counter!(name::REFUSED_TOTAL, "reason" => "disk_full").increment(1);
@@ -343,6 +348,10 @@ pub fn refused(rejection: &Rejection) -> Failure {
             "the account is being laid out anew; nothing was written",
         )
         .retry_after(Duration::from_millis(200)),
+        Rejection::Merging | Rejection::InvalidMerge => {
+            Failure::new(Reason::ShardUnavailable, "the shard is being merged; nothing was written")
+                .retry_after(Duration::from_millis(50))
+        }
         // Name another key.
         Rejection::InvalidSplit => {
             Failure::new(Reason::SplitImpossible, "the shard cannot be split at this key")

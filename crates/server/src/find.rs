@@ -336,6 +336,7 @@ fn size(write: &Write) -> usize {
         | Write::Retire
         | Write::Sweep { .. }
         | Write::PrepareSplit { .. }
+        | Write::Merge(_)
         | Write::Split { .. } => FIXED,
     }
 }

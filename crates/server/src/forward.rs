@@ -79,12 +79,19 @@ impl Core {
                 ShardError::Busy
                 | ShardError::DiskFull
                 | ShardError::NotSplit { .. }
+                | ShardError::NotMerged { .. }
                 | ShardError::Misunderstood { .. } => {
                     return Err(if tries.unknown { ShardError::OutcomeUnknown } else { error });
                 }
                 ShardError::NotLeader { leader } => {
                     let news = leader.filter(|leader| !tries.failed.contains(leader));
                     self.routes.set_leader(shard.shard_id, news);
+                }
+                ShardError::Merging => {
+                    // It takes a few round trips: the same node knows first what comes of it.
+                    tokio::time::sleep(PAUSE_MIN.min(deadline.remaining())).await;
+                    tries.note(error);
+                    continue;
                 }
                 ShardError::OutcomeUnknown => tries.unknown = true,
                 ShardError::NoReplica

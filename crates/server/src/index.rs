@@ -46,8 +46,8 @@ pub struct ShardIndex {
     source: OnceLock<Weak<dyn Source>>,
 }
 
-/// How long both sides of a split search what the shard had before they build their own: the
-/// handing over of the child comes first.
+/// How long the sides of a split or a merged shard search what was there before they build their
+/// own: the handing over comes first.
 const BUILD_AFTER_SPLIT: Duration = Duration::from_secs(1);
 
 /// How far an index has come.
@@ -120,6 +120,9 @@ impl Listener for Indexes {
         if let Some(child) = &changes.child {
             self.split(&index, &changes.shard, child);
         }
+        if let Some(source) = &changes.absorbed {
+            self.merge(&index, &changes.shard, source.state.descriptor.shard_id);
+        }
     }
 
     fn replaced(&self, replica: &Arc<Replica>) {
@@ -191,6 +194,29 @@ impl Indexes {
         // The child's comes with its replica, which is about to open.
         if let Some(source) = index.source.get().and_then(Weak::upgrade) {
             self.build_later(parent_index, source);
+        }
+    }
+
+    /// Gives a shard that has taken another one in an index that searches what both had beside what
+    /// changes from now on, until it is built from the records.
+    fn merge(&self, index: &ShardIndex, merged: &ShardState, source: ShardId) {
+        let mut inherited = index.contents.lock().inheritance();
+        let mut ready = index.reached.borrow().ready;
+        match self.shard(source) {
+            Some(other) => {
+                let both = Arc::make_mut(&mut inherited);
+                for (frame, snapshots) in other.contents.lock().inheritance().iter() {
+                    both.entry(*frame).or_default().extend(snapshots.iter().cloned());
+                }
+                ready &= other.reached.borrow().ready;
+            }
+            None => ready = false,
+        }
+        let contents = Contents::inheriting(self.config, inherited);
+        let merged_index = Arc::new(ShardIndex::new(contents, merged, ready));
+        self.shards.write().insert(merged.descriptor.shard_id, Arc::clone(&merged_index));
+        if let Some(source) = index.source.get().and_then(Weak::upgrade) {
+            self.build_later(merged_index, source);
         }
     }
 

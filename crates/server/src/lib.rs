@@ -31,6 +31,7 @@ pub mod inspect;
 pub mod layout;
 pub mod listen;
 pub mod load;
+pub mod merge;
 pub mod node;
 pub mod renew;
 pub mod request;

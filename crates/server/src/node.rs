@@ -354,6 +354,7 @@ fn start_upkeep(
         tokio::spawn(Arc::clone(core).confirm_catalog_first()),
         tokio::spawn(remember_peers(catalog, Arc::downgrade(data_dir), offload)),
         tokio::spawn(Arc::clone(core).sweep_forever()),
+        tokio::spawn(Arc::clone(core).settle_merges_forever()),
         tokio::spawn(Arc::clone(core).schedule_forever()),
         tokio::spawn(scrub.run()),
         tokio::spawn(disk.watch(core.host.clone(), Arc::clone(&core.offload))),

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anchorhold_consensus::Trouble;
 use anchorhold_geometry::Ecef;
 use anchorhold_model::{
-    Anchor, AnchorId, Command, Epoch, Key, KeyRange, NodeId, Outcome, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId, Space, Timestamp,
+    Anchor, AnchorId, Command, Epoch, Key, KeyRange, MergeStep, Merged, NodeId, Outcome, ReplicaId,
+    ReplicaRole, ShardDescriptor, ShardId, Space, Timestamp,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use crate::scheduler::ShardPast;
 use crate::scheduler::operate::Standing;
 
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 5;
+pub const FORMAT_VERSION: u8 = 6;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,6 +129,8 @@ pub enum ShardRequest {
         /// The new shard's id, reserved for a split of this shard at the call's epoch.
         child: ShardId,
     },
+    /// Take a step of a merge. Needs the leader.
+    Merge(MergeStep),
 }
 
 /// Visible anchors of a range, in id order.
@@ -241,6 +243,8 @@ pub enum ShardReply {
         /// With the rest.
         child: Box<ShardDescriptor>,
     },
+    /// The step of a merge was taken.
+    Merged(Merged),
 }
 
 /// Which view of which replica an answer came from.
@@ -291,6 +295,15 @@ pub enum ShardError {
         reason: String,
         /// Whether it may be possible later.
         is_early: bool,
+    },
+    /// The shard becomes part of another one at this moment; nothing was done.
+    #[error("the shard is being merged")]
+    Merging,
+    /// A step of a merge does not fit what the shard is, or not yet; nothing was done.
+    #[error("the shard cannot be merged: {reason}")]
+    NotMerged {
+        /// Why.
+        reason: String,
     },
     /// Too much is waiting; nothing was done.
     #[error("too many writes wait for the shard")]
@@ -399,20 +412,20 @@ impl ShardRequest {
     /// Whether only the leader can do this.
     pub fn needs_leader(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } => true,
+            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } | Self::Merge(_) => true,
             Self::Get { .. } | Self::List(_) | Self::Nearest(_) => false,
         }
     }
 
     /// Whether doing it changes anything.
     pub fn is_write(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Split { .. })
+        matches!(self, Self::Write { .. } | Self::Split { .. } | Self::Merge(_))
     }
 
     /// How to read; `None` for writes.
     pub fn read(&self) -> Option<&Read> {
         match self {
-            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } => None,
+            Self::Write { .. } | Self::Tick { .. } | Self::Split { .. } | Self::Merge(_) => None,
             Self::Get { read, .. } => Some(read),
             Self::List(query) => Some(&query.read),
             Self::Nearest(query) => Some(&query.read),
@@ -428,6 +441,7 @@ impl ShardRequest {
             Self::List(_) => "list",
             Self::Nearest(_) => "nearest",
             Self::Split { .. } => "split",
+            Self::Merge(_) => "merge",
         }
     }
 }
@@ -436,7 +450,7 @@ impl ShardReply {
     /// Who served; `None` for ticks.
     pub fn served(&self) -> Option<&Served> {
         match self {
-            Self::Ticked | Self::Split { .. } => None,
+            Self::Ticked | Self::Split { .. } | Self::Merged(_) => None,
             Self::Written { served, .. }
             | Self::Got { served, .. }
             | Self::Listed { served, .. }

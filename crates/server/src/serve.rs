@@ -14,9 +14,9 @@ pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 
 use std::sync::Arc;
 
-use anchorhold_consensus::{ProposeError, ReadError, Replica, Role, SplitDone, SplitError};
+use anchorhold_consensus::{MergeError, ProposeError, ReadError, Replica, Role, SplitDone, SplitError};
 use anchorhold_model::{
-    Command, Epoch, Key, KeyRange, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId,
+    Command, Epoch, Key, KeyRange, MergeStep, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId,
     ShardDescriptor, ShardId, ShardState, Timestamp, Write,
 };
 
@@ -36,8 +36,12 @@ impl Core {
         call: ShardCall,
         deadline: &Deadline,
     ) -> Result<ShardReply, ShardError> {
-        let replica = self.host.replica(call.shard).ok_or(ShardError::NoReplica)?;
+        let replica = self.host.replica(call.shard).ok_or_else(|| self.absent(&call))?;
         self.check_epoch(&replica, call.epoch, &call.range)?;
+        if let ShardRequest::Merge(step) = call.request {
+            return self.take_merge_step(&replica, call.epoch, step, deadline).await;
+        }
+        check_merging(&replica)?;
         self.load.count(call.shard, 1);
         let (epoch, range) = (call.epoch, call.range);
         let answer = match call.request {
@@ -51,10 +55,28 @@ impl Core {
             ShardRequest::Get { ids, read } => self.get(&replica, &ids, &read, deadline).await,
             ShardRequest::List(query) => self.list(&replica, &query, deadline).await,
             ShardRequest::Nearest(query) => self.nearest(&replica, &query, deadline).await,
+            ShardRequest::Merge(_) => Err(ShardError::Merging),
         }?;
-        // A replica that shrank while it looked has not seen all of the range.
+        // A replica that shrank while it looked has not seen all of the range; one that a merge has
+        // stopped may have seen what is another shard's already.
         self.check_epoch(&replica, epoch, &range)?;
+        check_merging(&replica)?;
         Ok(answer)
+    }
+
+    /// The refusal of a node that has no replica of a shard: its keys may be another's here.
+    fn absent(&self, call: &ShardCall) -> ShardError {
+        let (epoch, start) = (call.epoch, call.range.start);
+        let has_taken = |shard: &ShardDescriptor| {
+            shard.range.contains(start)
+                && shard.epoch.incarnation == epoch.incarnation
+                && epoch.version < shard.epoch.version
+        };
+        if self.host.descriptors().iter().any(has_taken) {
+            self.stale_epoch(&call.range)
+        } else {
+            ShardError::NoReplica
+        }
     }
 
     /// Refuses what was routed by bounds that are not the replica's.
@@ -102,6 +124,9 @@ impl Core {
         if outcomes.iter().any(is_stale) {
             return Err(self.stale_epoch(range));
         }
+        if outcomes.contains(&Outcome::Rejected(Rejection::Merging)) {
+            return Err(ShardError::Merging);
+        }
         let state = replica.state();
         let mut served = self.served(replica, &state, None, Level::Linearizable);
         if !epoch.routes_to(state.descriptor.epoch) {
@@ -135,6 +160,33 @@ impl Core {
             Err(SplitError::Propose(error)) => Err(error.into()),
             Err(error @ SplitError::NotReady { .. }) => not_split(error.to_string(), true),
             Err(error) => not_split(error.to_string(), false),
+        }
+    }
+
+    async fn take_merge_step(
+        &self,
+        replica: &Replica,
+        epoch: Epoch,
+        step: MergeStep,
+        deadline: &Deadline,
+    ) -> Result<ShardReply, ShardError> {
+        let (shard, range) = (replica.shard_id(), replica.state().descriptor.range);
+        if !replica.is_leader() {
+            return Err(not_leader(replica));
+        }
+        if matches!(step, MergeStep::Await { .. }) {
+            let ready = self.host.may_merge(shard);
+            ready.map_err(|reason| ShardError::NotMerged { reason: reason.to_owned() })?;
+        }
+        match self.host.merge_step(shard, epoch, step, deadline.remaining()).await {
+            Ok(merged) => Ok(ShardReply::Merged(merged)),
+            Err(MergeError::Propose(ProposeError::StaleEpoch { .. })) => {
+                Err(self.stale_epoch(&range))
+            }
+            Err(MergeError::Propose(error)) => Err(error.into()),
+            Err(error @ MergeError::Rejected { .. }) => {
+                Err(ShardError::NotMerged { reason: error.to_string() })
+            }
         }
     }
 
@@ -255,6 +307,11 @@ fn report_replica(replica: &Replica, load: u64) -> ReplicaReport {
     }
 }
 
+/// Refuses what a shard cannot answer whose keys are about to be another's: for a moment only.
+fn check_merging(replica: &Replica) -> Result<(), ShardError> {
+    if replica.state().is_frozen() { Err(ShardError::Merging) } else { Ok(()) }
+}
+
 /// The revision that a write made.
 fn revision_of(outcome: &Outcome) -> Option<u64> {
     match outcome {
@@ -264,6 +321,7 @@ fn revision_of(outcome: &Outcome) -> Option<u64> {
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Split { .. }
+        | Outcome::Merged(_)
         | Outcome::Rejected(_) => None,
     }
 }

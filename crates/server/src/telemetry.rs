@@ -160,6 +160,8 @@ pub mod name {
     pub const REPLICA_COMPARISONS_TOTAL: &str = "anchorhold_replica_comparisons_total";
     /// Counter by reason and result.
     pub const OPERATORS_TOTAL: &str = "anchorhold_scheduler_operators_total";
+    /// Counter by result.
+    pub const MERGES_TOTAL: &str = "anchorhold_shard_merges_total";
     /// Gauge.
     pub const OPERATORS: &str = "anchorhold_scheduler_operators_open";
     /// Counter.
@@ -201,6 +203,10 @@ fn describe() {
     counter!(
         name::OPERATORS_TOTAL,
         "Changes of shards that came to an end while this node led the catalog, by reason and result"
+    );
+    counter!(
+        name::MERGES_TOTAL,
+        "Attempts to merge a shard led here into its neighbour, by what came of them"
     );
     gauge!(name::OPERATORS, "Changes of shards that are under way, as this node knows");
     counter!(name::SWEPT_TOTAL, "Rows erased by sweeps");

@@ -346,7 +346,8 @@ async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<(), Failure> {
         | ShardReply::Got { .. }
         | ShardReply::Listed { .. }
         | ShardReply::Found { .. }
-        | ShardReply::Split { .. } => Err(unexpected()),
+        | ShardReply::Split { .. }
+        | ShardReply::Merged(_) => Err(unexpected()),
     }
 }
 

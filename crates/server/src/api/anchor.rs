@@ -202,6 +202,7 @@ fn created(id: Key, outcome: Result<Outcome, Failure>) -> Result<v1::Anchor, Fai
         | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
+        | Outcome::Merged(_)
         | Outcome::Split { .. } => Err(lost()),
     }
 }
@@ -264,6 +265,7 @@ async fn update(
         | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
+        | Outcome::Merged(_)
         | Outcome::Split { .. } => {
             return Err(lost());
         }
@@ -296,6 +298,7 @@ async fn delete(
         | Outcome::Retired
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
+        | Outcome::Merged(_)
         | Outcome::Split { .. } => Err(lost()),
     }
 }

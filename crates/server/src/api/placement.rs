@@ -9,7 +9,7 @@ use anchorhold_model::catalog::{
 };
 use anchorhold_model::{NodeId, ReplicaRole, ShardId, Timestamp};
 use anchorhold_placement::headroom::{Risk, ZoneHeadroom, headroom, why_blocked};
-use anchorhold_placement::{ClusterView, Refusal, plan};
+use anchorhold_placement::{ClusterView, Refusal, merge_left, plan};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::placement_service_server::PlacementService;
 use anchorhold_proto::convert::time_to_wire;
@@ -73,6 +73,7 @@ methods! {
     transfer_shard(TransferShardRequest) -> TransferShardResponse
         = "TransferShard", transfer_shard;
     move_shard(MoveShardRequest) -> MoveShardResponse = "MoveShard", move_shard;
+    merge_shard(MergeShardRequest) -> MergeShardResponse = "MergeShard", merge_shard;
 }
 
 async fn wish(
@@ -355,6 +356,36 @@ async fn move_shard(
     steps.push(Step::RemoveReplica(from));
     start(&call, shard, steps, Why::ReplicaBalance(from)).await?;
     Ok(wire::MoveShardResponse {})
+}
+
+async fn merge_shard(
+    call: Call,
+    request: wire::MergeShardRequest,
+) -> Result<wire::MergeShardResponse, Failure> {
+    let catalog = call.core.catalog();
+    let shard_id = ShardId(request.shard_id);
+    if let Some(target) = catalog.merged_shards.get(&shard_id) {
+        return Ok(wire::MergeShardResponse { into_shard_id: target.0 });
+    }
+    let view = look(&call).await;
+    let shard = find(&view, request.shard_id)?;
+    let config = call.core.placement.planning(&catalog.scheduler);
+    let under_way = catalog.operators.get(&shard_id).map(|record| &record.operator);
+    if let Some(target) = under_way.and_then(Operator::merges_into) {
+        return Ok(wire::MergeShardResponse { into_shard_id: target.0 });
+    }
+    let planned = merge_left(&view, &config, call.core.clock.wall(), shard_id);
+    let planned = planned.ok_or_else(|| {
+        let message = format!("{shard_id} has no left neighbour of its class to become part of");
+        Failure::new(Reason::MergeImpossible, message)
+    })?;
+    let operator = planned.map_err(|why| {
+        let message = format!("{shard_id} cannot be merged now: {why}; {}", why.remedy());
+        Failure::new(Reason::ShardBusy, message)
+    })?;
+    let into = operator.merges_into().unwrap_or(shard_id);
+    start(&call, shard, operator.steps, Why::Merge).await?;
+    Ok(wire::MergeShardResponse { into_shard_id: into.0 })
 }
 
 fn impossible(message: String) -> Failure {

@@ -54,6 +54,16 @@ pub struct PlacementSettings {
     pub split_settle_ms: u64,
     /// Splits at once, at most.
     pub splits_max: usize,
+    /// Whether small neighbours are merged. Nothing depends on it but the number of shards.
+    pub merges: bool,
+    /// Both are smaller than this to be merged, in bytes of records.
+    pub merge_bytes_max: u64,
+    /// Both are asked less often than this per second to be merged.
+    pub merge_load_max: u64,
+    /// How long both were neither split, merged nor moved to be merged.
+    pub merge_settle_ms: u64,
+    /// Merges at once, at most.
+    pub merges_max: usize,
 }
 
 /// The one place where these numbers are written down, but for those that `placement` has.
@@ -82,6 +92,11 @@ impl Default for PlacementSettings {
             split_load_anchors_min: plan.split_load_anchors_min,
             split_settle_ms: plan.split_settle_ms,
             splits_max: plan.splits_max,
+            merges: plan.merges,
+            merge_bytes_max: plan.merge_bytes_max,
+            merge_load_max: plan.merge_load_max,
+            merge_settle_ms: plan.merge_settle_ms,
+            merges_max: plan.merges_max,
         }
     }
 }
@@ -104,6 +119,11 @@ impl PlacementSettings {
             // What a shard was before its split must not be taken for what its halves are.
             let rule = "must be at least placement.interval_ms";
             return Err(wrong("placement.split_settle_ms", rule));
+        }
+        if self.merges && self.merge_settle_ms < self.split_settle_ms {
+            // What was split a moment ago would be one again before anybody has seen its halves.
+            let rule = "must be at least placement.split_settle_ms";
+            return Err(wrong("placement.merge_settle_ms", rule));
         }
         Ok(())
     }
@@ -139,8 +159,11 @@ impl PlacementSettings {
             split_load_anchors_min: self.split_load_anchors_min,
             split_settle_ms: self.split_settle_ms,
             splits_max: self.splits_max,
-            // Nothing here carries a merge out.
-            merges: false,
+            merges: self.merges,
+            merge_bytes_max: self.merge_bytes_max,
+            merge_load_max: self.merge_load_max,
+            merge_settle_ms: self.merge_settle_ms,
+            merges_max: self.merges_max,
             ..PlacementConfig::default()
         }
     }

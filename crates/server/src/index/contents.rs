@@ -28,13 +28,14 @@ pub struct Contents {
     inherited: Inheritance,
 }
 
-/// What a shard's index had at its split, both sides' anchors.
-pub type Inheritance = Arc<BTreeMap<Frame, PositionSnapshot<AnchorId>>>;
+/// What is searched of a frame before an index is built: what the shard had before its split, both
+/// sides' anchors, or what the shards had that it was merged from.
+pub type Inheritance = Arc<BTreeMap<Frame, Vec<PositionSnapshot<AnchorId>>>>;
 
 /// What can be found in one frame at one moment.
 pub struct View {
-    snapshot: Option<PositionSnapshot<AnchorId>>,
-    /// Anchors that the snapshot is wrong about, and where they are now.
+    snapshots: Vec<PositionSnapshot<AnchorId>>,
+    /// Anchors that the snapshots are wrong about, and where they are now.
     changed: BTreeMap<AnchorId, Option<Ecef>>,
 }
 
@@ -50,14 +51,12 @@ impl View {
         distance_m_max: f64,
         filter: &mut dyn FnMut(AnchorId) -> bool,
     ) -> Result<Vec<Neighbor<AnchorId>>, PositionError> {
-        let mut found = match &self.snapshot {
-            Some(snapshot) => {
-                let mut unchanged = |id| !self.changed.contains_key(&id) && filter(id);
-                snapshot.nearest(position, k, Some(distance_m_max), &mut unchanged)?
-            }
-            None => Vec::new(),
-        };
-        if self.changed.is_empty() {
+        let mut found = Vec::new();
+        for snapshot in &self.snapshots {
+            let mut unchanged = |id| !self.changed.contains_key(&id) && filter(id);
+            found.extend(snapshot.nearest(position, k, Some(distance_m_max), &mut unchanged)?);
+        }
+        if self.changed.is_empty() && self.snapshots.len() <= 1 {
             return Ok(found);
         }
         let moved = self.changed.iter().filter_map(|(id, at)| Some((*id, (*at)?)));
@@ -158,14 +157,15 @@ impl Contents {
     pub fn inheritance(&self) -> Inheritance {
         let Some(pending) = &self.pending else {
             let forests = self.forests.iter();
-            return Arc::new(forests.map(|(frame, forest)| (*frame, forest.snapshot())).collect());
+            let snapshots = forests.map(|(frame, forest)| (*frame, vec![forest.snapshot()]));
+            return Arc::new(snapshots.collect());
         };
         if pending.is_empty() {
             return Arc::clone(&self.inherited);
         }
         let mut points: BTreeMap<Frame, BTreeMap<AnchorId, Ecef>> = BTreeMap::new();
-        for (frame, snapshot) in self.inherited.iter() {
-            points.entry(*frame).or_default().extend(snapshot.iter());
+        for (frame, snapshots) in self.inherited.iter() {
+            points.entry(*frame).or_default().extend(snapshots.iter().flat_map(|one| one.iter()));
         }
         for (id, place) in pending {
             let Some(frame) = Frame::of(*id) else { continue };
@@ -178,7 +178,7 @@ impl Contents {
         let forest = |(frame, points): (Frame, BTreeMap<AnchorId, Ecef>)| {
             // Positions are checked before they are stored.
             let forest = PositionIndex::from_points(self.config, points.into_iter().collect());
-            forest.ok().map(|forest| (frame, forest.snapshot()))
+            forest.ok().map(|forest| (frame, vec![forest.snapshot()]))
         };
         Arc::new(points.into_iter().filter_map(forest).collect())
     }
@@ -229,11 +229,12 @@ impl Contents {
     pub fn view(&self, frame: Frame) -> View {
         let Some(pending) = &self.pending else {
             let snapshot = self.forests.get(&frame).map(PositionIndex::snapshot);
-            return View { snapshot, changed: BTreeMap::new() };
+            return View { snapshots: snapshot.into_iter().collect(), changed: BTreeMap::new() };
         };
         let changed = pending.iter().filter(|(id, _)| Frame::of(**id) == Some(frame));
         let changed = changed.map(|(id, place)| (*id, place.map(|place| place.position)));
-        View { snapshot: self.inherited.get(&frame).cloned(), changed: changed.collect() }
+        let snapshots = self.inherited.get(&frame).cloned().unwrap_or_default();
+        View { snapshots, changed: changed.collect() }
     }
 
     /// Points in all forests.

@@ -114,6 +114,7 @@ impl Bench {
             operations: BTreeMap::new(),
             shard: self.state.clone(),
             child: None,
+            absorbed: None,
         };
         self.indexes.applied(SHARD, &changes);
     }
@@ -204,7 +205,7 @@ fn dedup_entries_that_a_sweep_erased_are_not_swept_again() {
         let shard = bench.state.clone();
         bench
             .indexes
-            .applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard, child: None });
+            .applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard, child: None, absorbed: None });
     };
     with(&mut bench, (0..5).map(|item| (item, Some(record(10)))).collect());
     with(&mut bench, vec![(3, None), (1, None)]);
@@ -289,6 +290,7 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
             operations: BTreeMap::new(),
             shard: bench.state.clone(),
             child: Some(Box::new(child_state.clone())),
+            absorbed: None,
         },
     );
     // Some move, some go, on either side.
@@ -304,7 +306,7 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
             None => stored.remove(&moved.id),
         };
         let (anchors, operations) = ([(moved.id, change)].into(), BTreeMap::new());
-        let changes = Changes { anchors, operations, shard: state, child: None };
+        let changes = Changes { anchors, operations, shard: state, child: None, absorbed: None };
         bench.indexes.applied(shard, &changes);
     }
     let check = |bench: &Bench, when: &str| {

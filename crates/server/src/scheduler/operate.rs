@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
+use crate::merge::NotMerged;
 use crate::request::{self, NodeReply, NodeRequest};
 use crate::telemetry::name;
 
@@ -155,6 +156,10 @@ impl Core {
     /// Takes the next step of a shard's operator, if this node leads the shard and no step is being
     /// taken. Does not wait for it.
     pub fn operate(self: &Arc<Self>, shard: ShardId, number: u64) -> Standing {
+        if self.catalog().removed_shards.contains(&shard) {
+            // Merged, and the catalog has ended the operator with it.
+            return Standing::Through;
+        }
         let Some(record) = self.catalog().operators.get(&shard).cloned() else {
             return Standing::Unknown;
         };
@@ -191,8 +196,8 @@ impl Core {
         match next_move(&record, position, &now) {
             Move::Change(change) => self.take_step(&replica, &record, change),
             Move::Split => self.take_split(&record),
+            Move::Merge(target) => self.take_merge(&record, target),
             Move::Wait => {}
-            Move::Impossible => return Standing::Impossible { why: format!("no {what} here") },
         }
         Standing::Working { what }
     }
@@ -229,6 +234,19 @@ impl Core {
             } else {
                 Standing::Working { what }
             })
+        });
+    }
+
+    /// Merges the shard; an attempt that fails is undone, and another one follows.
+    fn take_merge(self: &Arc<Self>, record: &OperatorRecord, target: ShardId) {
+        let key = (record.operator.shard_id, record.number);
+        let core = Arc::clone(self);
+        self.attempt(key, Step::MergeInto(target).to_string(), async move {
+            match core.merge_shard(key.0, target).await {
+                Ok(()) => None,
+                Err(NotMerged::Yet(what)) => Some(Standing::Working { what }),
+                Err(NotMerged::Ever(why)) => Some(Standing::Impossible { why }),
+            }
         });
     }
 
@@ -278,9 +296,8 @@ const LAG_ENTRIES_MAX: u64 = 128;
 enum Move {
     Change(MemberChange),
     Split,
+    Merge(ShardId),
     Wait,
-    /// Nothing here takes such a step.
-    Impossible,
 }
 
 fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
@@ -304,7 +321,7 @@ fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
         Some(Step::TransferLeader(node)) => MemberChange::TransferLeader { node: *node },
         Some(Step::WaitCaughtUp(_)) | None => return Move::Wait,
         Some(Step::Split) => return Move::Split,
-        Some(Step::MergeInto(_)) => return Move::Impossible,
+        Some(Step::MergeInto(target)) => return Move::Merge(*target),
     };
     Move::Change(change)
 }
@@ -349,7 +366,7 @@ mod tests {
             };
             match next_move(&record, 0, &now) {
                 Move::Change(change) => Some(format!("{change:?}")),
-                Move::Split | Move::Wait | Move::Impossible => None,
+                Move::Split | Move::Merge(_) | Move::Wait => None,
             }
         };
         let change = |change: MemberChange| Some(format!("{change:?}"));
