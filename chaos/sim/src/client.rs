@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anchorhold_proto::admin_v1::account_service_client::AccountServiceClient;
 use anchorhold_proto::admin_v1::cluster_service_client::ClusterServiceClient;
+use anchorhold_proto::admin_v1::placement_service_client::PlacementServiceClient;
 use anchorhold_proto::admin_v1::{CreateAccountRequest, GetClusterStatusRequest};
 use anchorhold_proto::v1::anchor_service_client::AnchorServiceClient;
 use anchorhold_proto::v1::locate_service_client::LocateServiceClient;
@@ -35,6 +36,8 @@ const PATIENCE: Duration = Duration::from_millis(2_500);
 const STALENESS_MAX: Duration = Duration::from_millis(1_500);
 /// Splits of one run, at most: each shard costs simulated nodes time.
 const SPLITS_MAX: usize = 4;
+/// Merges that are asked for in one run, at most.
+const MERGES_MAX: usize = 6;
 /// The property that holds a write's number.
 const VALUE: &str = "value";
 
@@ -105,10 +108,12 @@ pub(crate) async fn live(world: Arc<World>) -> turmoil::Result {
     });
     let workers: Vec<_> = workers.collect();
     let splitter = tokio::spawn(Arc::clone(&clients).split(world.random("splits", 0)));
+    let merger = tokio::spawn(Arc::clone(&clients).merge(world.random("merges", 0)));
     for worker in workers {
         worker.await?;
     }
     splitter.await?;
+    merger.await?;
     clients.resolve().await;
     clients.read_back().await;
     world.enter(Phase::Settled);
@@ -202,6 +207,36 @@ impl Clients {
         }
     }
 
+    /// Some shard, as a node knows it.
+    async fn some_shard(&self, channel: Channel, random: &mut StdRng) -> Option<admin_v1::Shard> {
+        let admin = Key(ADMIN_KEY.into());
+        let mut cluster = ClusterServiceClient::with_interceptor(channel, admin);
+        let listed = cluster.list_shards(admin_v1::ListShardsRequest::default());
+        let listed = tokio::time::timeout(TRY_TIMEOUT, listed).await.ok()?.ok()?;
+        let mut shards = listed.into_inner().shards;
+        shards.retain(|shard| shard.shard_id != 0);
+        (!shards.is_empty()).then(|| shards.swap_remove(random.random_range(0..shards.len())))
+    }
+
+    /// Merges shards now and then, whatever faults are on.
+    async fn merge(self: Arc<Self>, mut random: StdRng) {
+        let admin = Key(ADMIN_KEY.into());
+        let mut merges = 0;
+        while self.world.phase() == Phase::Faults && merges < MERGES_MAX {
+            tokio::time::sleep(Duration::from_millis(random.random_range(200..1_500))).await;
+            let channel = self.channels[random.random_range(0..NODES)].clone();
+            let Some(shard) = self.some_shard(channel.clone(), &mut random).await else { continue };
+            let mut placement = PlacementServiceClient::with_interceptor(channel, admin.clone());
+            let request = admin_v1::MergeShardRequest { shard_id: shard.shard_id };
+            let asked = tokio::time::timeout(2 * TRY_TIMEOUT, placement.merge_shard(request)).await;
+            if let Ok(Ok(begun)) = asked {
+                let into = begun.into_inner().into_shard_id;
+                self.world.note(format_args!("g{:x} goes into g{into:x}", shard.shard_id));
+                merges += 1;
+            }
+        }
+    }
+
     /// Splits shards now and then, whatever faults are on.
     async fn split(self: Arc<Self>, mut random: StdRng) {
         let admin = Key(ADMIN_KEY.into());
@@ -209,15 +244,8 @@ impl Clients {
         while self.world.phase() == Phase::Faults && splits < SPLITS_MAX {
             tokio::time::sleep(Duration::from_millis(random.random_range(200..1_500))).await;
             let channel = self.channels[random.random_range(0..NODES)].clone();
+            let Some(shard) = self.some_shard(channel.clone(), &mut random).await else { continue };
             let mut cluster = ClusterServiceClient::with_interceptor(channel, admin.clone());
-            let listed = cluster.list_shards(admin_v1::ListShardsRequest::default());
-            let Ok(Ok(listed)) = tokio::time::timeout(TRY_TIMEOUT, listed).await else { continue };
-            let mut shards = listed.into_inner().shards;
-            shards.retain(|shard| shard.shard_id != 0);
-            if shards.is_empty() {
-                continue;
-            }
-            let shard = shards.swap_remove(random.random_range(0..shards.len()));
             let request = admin_v1::SplitShardRequest {
                 shard_id: shard.shard_id,
                 version: shard.epoch.unwrap_or_default().version,

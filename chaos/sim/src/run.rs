@@ -63,8 +63,10 @@ pub struct Summary {
     /// Comparisons of two replicas' states at one index.
     pub compared: u64,
     /// Shards at the end, the catalog aside: those that the account began with, and those that
-    /// splits made.
+    /// splits made and merges left.
     pub shards: usize,
+    /// Shards that became part of another one.
+    pub merged: usize,
 }
 
 /// What must not be, and when it was seen.
@@ -145,6 +147,7 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Failure> {
         committed: invariants.leader_completeness.committed(),
         compared: invariants.state_equality.compared(),
         shards: *world.shards.lock(),
+        merged: *world.merged.lock(),
     })
 }
 
@@ -399,6 +402,8 @@ impl Run {
         for (number, core) in self.cores() {
             let mut shards = self.world.shards.lock();
             *shards = (*shards).max(core.host.replicas().len());
+            let mut merged = self.world.merged.lock();
+            *merged = (*merged).max(core.catalog().merged_shards.len());
             for account in core.catalog().accounts.keys() {
                 let whole = KeyRange::of_account(*account);
                 key_coverage::check_whole(number, whole, &ranges(&core))?;

@@ -85,6 +85,8 @@ pub(crate) struct World {
     violation: Mutex<Option<String>>,
     /// Shards that a node has at the end, the catalog aside.
     pub(crate) shards: Mutex<usize>,
+    /// Shards that became part of another one.
+    pub(crate) merged: Mutex<usize>,
 }
 
 impl World {
@@ -105,6 +107,7 @@ impl World {
             trace: Mutex::new(trace),
             violation: Mutex::new(None),
             shards: Mutex::default(),
+            merged: Mutex::default(),
         })
     }
 

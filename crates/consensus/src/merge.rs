@@ -284,9 +284,6 @@ impl Host {
         if self.births().of(shard).is_some() || self.births().is_parent(shard) {
             return Err("its last split has not settled");
         }
-        if self.merges().wants_file(shard) {
-            return Err("its last merge has not settled");
-        }
         let all_follow = replica.applied_position().is_some_and(|(_, index)| {
             let members = replica.members_that_hold(index.saturating_sub(LAG_ENTRIES_MAX));
             members.into_iter().all(|(node, holds)| {

@@ -19,6 +19,7 @@ mod inspect;
 mod judged;
 mod life;
 mod locate;
+mod merge;
 mod methods;
 mod oracle;
 mod pages;

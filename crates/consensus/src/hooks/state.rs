@@ -64,7 +64,10 @@ impl HookedState {
                     return Purpose::LoadDone;
                 }
                 Some(Place::Header(_)) => purpose = Purpose::Apply,
-                Some(Place::Record(_) | Place::Catalog | Place::Birth(_)) | None => {}
+                Some(
+                    Place::Record(_) | Place::Catalog | Place::Birth(_) | Place::Remains(_),
+                )
+                | None => {}
             }
         }
         let adds = batch.rows.iter().all(|(_, value)| value.is_some());

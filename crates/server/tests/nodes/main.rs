@@ -7,5 +7,6 @@ mod access;
 mod healing;
 mod anchors;
 mod locate;
+mod merging;
 mod scrub;
 mod splitting;

@@ -16,7 +16,7 @@ use crate::healing::{read_all, write};
 /// Longest wait for one catalog command.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn quick(config: &mut NodeConfig) {
+pub(crate) fn quick(config: &mut NodeConfig) {
     let placement = &mut config.placement;
     placement.interval_ms = 200;
     placement.suspect_ms = 1_500;
@@ -24,12 +24,12 @@ fn quick(config: &mut NodeConfig) {
     placement.split_settle_ms = 1_000;
 }
 
-fn core(cluster: &Cluster, node: usize) -> Arc<Core> {
+pub(crate) fn core(cluster: &Cluster, node: usize) -> Arc<Core> {
     Arc::clone(cluster.nodes[node].as_ref().unwrap().core())
 }
 
 /// Every shard with its epoch and its anchors as its leader counts them; nothing without a leader.
-async fn shards(core: &Arc<Core>) -> Option<Vec<(ShardId, Epoch, u64)>> {
+pub(crate) async fn shards(core: &Arc<Core>) -> Option<Vec<(ShardId, Epoch, u64)>> {
     let survey = core.survey().await;
     let shards = survey.shards();
     let each = shards.iter().map(|shard| {
@@ -113,7 +113,7 @@ fn split_of(shard_id: ShardId, epoch: Epoch) -> CatalogCommand {
     CatalogCommand::StartOperators { operators: vec![operator], deadline: Timestamp(u64::MAX) }
 }
 
-async fn start(core: &Arc<Core>, command: CatalogCommand) {
+pub(crate) async fn start(core: &Arc<Core>, command: CatalogCommand) {
     eventually("the catalog takes an operator", || async {
         core.host.propose_catalog(command.clone(), CATALOG_TIMEOUT).await.ok()
     })
