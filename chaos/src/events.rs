@@ -65,6 +65,15 @@ pub enum EventKind {
         /// By name.
         hits: BTreeMap<String, u64>,
     },
+    /// How shards were changed in a phase.
+    ShardsChanged {
+        /// Shards that were split.
+        splits: u64,
+        /// Shards that became part of a neighbour.
+        merges: u64,
+        /// Replicas that moved to another node.
+        moves: u64,
+    },
     /// A node's process ended although no fault asked for it.
     NodeDied {
         /// The node.

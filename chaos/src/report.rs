@@ -124,6 +124,15 @@ pub struct Totals {
     pub resolved: u64,
     /// Faults that took hold.
     pub faults: u64,
+    /// Shards that were split.
+    #[serde(default)]
+    pub splits: u64,
+    /// Shards that became part of a neighbour.
+    #[serde(default)]
+    pub merges: u64,
+    /// Replicas that were moved to another node, beside those that the cluster moved by itself.
+    #[serde(default)]
+    pub moves: u64,
 }
 
 /// One workload.

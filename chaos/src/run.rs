@@ -12,7 +12,8 @@
 
 mod lateness;
 mod phase;
-mod splits;
+mod reshape;
+
 mod watch;
 
 use std::path::PathBuf;

@@ -54,6 +54,17 @@ pub struct Scenario {
     pub budgets: BTreeMap<String, f64>,
 }
 
+/// How often shards are changed, if at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reshape {
+    /// The largest is split.
+    pub split_every: Option<Duration>,
+    /// One becomes part of its left neighbour.
+    pub merge_every: Option<Duration>,
+    /// A replica moves to another node of its zone.
+    pub move_every: Option<Duration>,
+}
+
 /// One phase. Its faults are healed at its end; then its waits begin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
@@ -63,8 +74,8 @@ pub struct Phase {
     pub lasts: Duration,
     /// What goes wrong meanwhile.
     pub faults: Vec<Fault>,
-    /// How often the largest shard is split meanwhile, if at all.
-    pub split_every: Option<Duration>,
+    /// How shards are changed meanwhile.
+    pub reshape: Reshape,
     /// Random faults beside them.
     pub swarm: Option<SwarmConfig>,
     /// What must be reached before the next phase begins.
@@ -119,6 +130,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("marathon", include_str!("../scenarios/marathon.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
     ("splits", include_str!("../scenarios/splits.toml")),
+    ("reshape", include_str!("../scenarios/reshape.toml")),
     ("smoke", include_str!("../scenarios/smoke.toml")),
     ("crash-points", include_str!("../scenarios/crash-points.toml")),
     ("old-leader", include_str!("../scenarios/old-leader.toml")),

@@ -363,7 +363,8 @@ impl Run {
         self.world.invariants.lock().leader_completeness.look(&all)
     }
 
-    /// Whether every node has every replica, and all replicas of a group have applied the same.
+    /// Whether every node has every replica, all replicas of a group have applied the same, and every
+    /// merge has been ended.
     fn are_level(&self) -> bool {
         let cores = self.cores();
         let ends = cores.iter().map(|(_, core)| {
@@ -376,6 +377,9 @@ impl Run {
         cores.len() == NODES
             && ends.windows(2).all(|pair| pair[0] == pair[1])
             && ends.iter().flatten().all(|(.., has_leader)| *has_leader)
+            && cores.iter().all(|(_, core)| {
+                replicas(core).iter().all(|replica| replica.state().merging.is_none())
+            })
     }
 
     /// How far each replica is, for people.

@@ -20,6 +20,8 @@ pub(super) struct Story {
     pub(super) missed: Vec<String>,
     /// How often each failpoint was reached; empty if the nodes have none.
     pub(super) failpoints: BTreeMap<String, u64>,
+    /// Splits, merges and moves.
+    pub(super) shard_changes: [u64; 3],
     pub(super) end_ns: u64,
 }
 
@@ -57,6 +59,10 @@ impl Story {
                 self.lateness_ms.push((t_ns, *p99_us as f64 / 1_000.0));
             }
             EventKind::Progress { .. } => {}
+            EventKind::ShardsChanged { splits, merges, moves } => {
+                let all = &mut self.shard_changes;
+                *all = [all[0] + splits, all[1] + merges, all[2] + moves];
+            }
             EventKind::Failpoints { hits } => self.failpoints.clone_from(hits),
             EventKind::NodeDied { node, how } => {
                 self.deaths.push(format!("node {node} ended by itself: {how}"));

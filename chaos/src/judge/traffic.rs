@@ -159,6 +159,9 @@ impl Totals {
         self.unknown += other.unknown;
         self.resolved += other.resolved;
         self.faults += other.faults;
+        self.splits += other.splits;
+        self.merges += other.merges;
+        self.moves += other.moves;
     }
 }
 

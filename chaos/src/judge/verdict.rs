@@ -102,6 +102,7 @@ fn assemble(
         reads_ms.extend(reads.iter().map(|ms| f64::from(*ms)));
         findings.extend(one.findings);
     }
+    [totals.splits, totals.merges, totals.moves] = story.shard_changes;
     totals.faults = faults.iter().filter(|fault| fault.took != Some(false)).count() as u64;
     let asked: BTreeSet<Invariant> =
         description.invariants.iter().filter_map(|name| Invariant::named(name)).collect();

@@ -104,7 +104,10 @@ fn tiles(report: &Report) -> String {
             "unanswered writes found out",
         ),
     ];
-    let tiles = tiles.iter().map(|(figure, text)| {
+    let changes = [totals.splits, totals.merges, totals.moves];
+    let changed = (changes.map(grouped).join(" / "), "shards split / merged / moved");
+    let changed = Some(changed).filter(|_| changes.iter().any(|count| 0 < *count));
+    let tiles = tiles.iter().chain(&changed).map(|(figure, text)| {
         format!("<div class=\"tile\"><b>{figure}</b><span>{text}</span></div>")
     });
     format!("<div class=\"tiles\">{}</div>", tiles.collect::<String>())

@@ -11,11 +11,11 @@ use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Run;
-use super::splits::Splits;
+use super::reshape::Reshaping;
 use super::watch::Board;
 use crate::events::{Canary, EventKind, FaultEvent, FaultStage};
 use crate::fault::{self, ActiveFault, Seen};
-use crate::scenario::{Fault, Phase, Scenario, Wait};
+use crate::scenario::{Fault, Phase, Reshape, Scenario, Wait};
 
 /// What was found on the way.
 #[derive(Clone, Debug, Default)]
@@ -102,9 +102,11 @@ impl Phases {
         events.append(EventKind::PhaseBegin { name: name.to_owned() })?;
         self.board.lock().phase = name.to_owned();
         self.enders.clear();
-        let splits = match phase.split_every {
-            Some(every) => Some(Splits::start(&self.run.driver.access().await?, every)?),
-            None => None,
+        let reshaping = if phase.reshape == Reshape::default() {
+            None
+        } else {
+            let (access, seed) = (self.run.driver.access().await?, self.seed ^ round as u64);
+            Some(Reshaping::start(&access, phase.reshape, seed)?)
         };
         let begun = Instant::now();
         let mut ids = BTreeMap::new();
@@ -125,10 +127,13 @@ impl Phases {
         }
         sleep_until(begun + phase.lasts).await;
         self.heal_all().await?;
-        if splits.is_some_and(|splits| splits.made() == 0) {
-            let text = format!("no shard was split in {name}");
-            self.findings.harness_errors.push(text.clone());
-            events.append(EventKind::HarnessError { text })?;
+        if let Some(reshaping) = reshaping {
+            events.append(reshaping.event())?;
+            for change in reshaping.missed() {
+                let text = format!("no shard was {change} in {name}");
+                self.findings.harness_errors.push(text.clone());
+                events.append(EventKind::HarnessError { text })?;
+            }
         }
         let healed_ns = self.run.clock.now_ns();
         for wait in &phase.waits {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Row, Scenario,
-    ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
+    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Reshape, Row,
+    Scenario, ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
 };
 use crate::judge::{BUDGETS, Budget, Invariant, Statistic};
 use crate::workload::WorkloadConfig;
@@ -45,6 +45,8 @@ struct PhaseText {
     #[serde(default, rename = "fault")]
     faults: Vec<Spanned<FaultText>>,
     split_every_s: Option<Spanned<f64>>,
+    merge_every_s: Option<Spanned<f64>>,
+    move_every_s: Option<Spanned<f64>>,
     swarm: Option<Spanned<SwarmText>>,
     #[serde(default)]
     wait: Vec<Spanned<String>>,
@@ -202,14 +204,21 @@ fn build_phase(
     let waits = phase.wait.iter().map(wait).collect::<Result<_, _>>()?;
     let swarm = phase.swarm.map(|swarm| build_swarm(swarm.into_inner())).transpose()?;
     let wait_max = seconds("wait_max_s", phase.wait_max_s.as_ref(), WAIT_MAX_S)?;
-    let split_every = phase.split_every_s.as_ref();
-    let split_every =
-        split_every.map(|every| seconds("split_every_s", Some(every), 0.0)).transpose()?;
-    if let (Some(every), Some(Duration::ZERO)) = (&phase.split_every_s, split_every) {
-        return Err((every.span(), "split_every_s must be more than 0".to_owned()));
-    }
+    let reshape = Reshape {
+        split_every: every("split_every_s", phase.split_every_s.as_ref())?,
+        merge_every: every("merge_every_s", phase.merge_every_s.as_ref())?,
+        move_every: every("move_every_s", phase.move_every_s.as_ref())?,
+    };
     let name = phase.name.into_inner();
-    Ok(Phase { name, lasts, faults, split_every, swarm, waits, wait_max })
+    Ok(Phase { name, lasts, faults, reshape, swarm, waits, wait_max })
+}
+
+fn every(name: &str, value: Option<&Spanned<f64>>) -> Result<Option<Duration>, Wrong> {
+    let Some(value) = value else { return Ok(None) };
+    match seconds(name, Some(value), 0.0)? {
+        Duration::ZERO => Err((value.span(), format!("{name} must be more than 0"))),
+        every => Ok(Some(every)),
+    }
 }
 
 fn wait(name: &Spanned<String>) -> Result<Wait, Wrong> {

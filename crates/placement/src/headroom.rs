@@ -184,11 +184,14 @@ pub fn why_blocked(
             continue;
         }
         departure.replicas += 1;
-        if view.operator(*shard_id).is_some() {
+        let explained = explain(&survey, entry);
+        // A change that is under way gets no further without a quorum.
+        let is_stuck = matches!(explained, Some((_, Err(WhyNot::QuorumLost))));
+        if view.operator(*shard_id).is_some() && !is_stuck {
             departure.moving += 1;
             continue;
         }
-        let why = match explain(&survey, entry) {
+        let why = match explained {
             Some((_, Ok(_))) => {
                 departure.ready += 1;
                 continue;

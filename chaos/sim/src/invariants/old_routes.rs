@@ -21,7 +21,8 @@ pub fn probe(replica: Arc<Replica>) -> Option<(Arc<Replica>, Command)> {
     );
     scanned.ok()?;
     let current = replica.state().descriptor.epoch;
-    let epoch = Epoch { version: current.version + 1, ..current };
+    // Further ahead than any split or merge that may be under way.
+    let epoch = Epoch { version: current.version + 1_000, ..current };
     let operation = OperationId { request_id: RequestId(u128::MAX), item: 0 };
     let command =
         Command { operation, epoch, write: Write::Delete { id: first?, if_version: None } };

@@ -3,7 +3,8 @@
 //! A process that has ended is told apart from one that is only silent: its host refuses
 //! connections. A voter whose leader's node refuses it asks the other voters; where a quorum is
 //! refused, one of them campaigns at once, and the others grant their votes in spite of the lease,
-//! as in a transfer of leadership. One campaign per leader: if it fails, the usual election comes.
+//! as in a transfer of leadership. A campaign that nobody wins is repeated after a while; the usual
+//! election comes sooner where its timeout is shorter.
 //!
 //! No safety depends on this: reads do not rest on leases, and a wrong verdict costs an election.
 //! Not here: nodes that are silent; those are replaced by the election timeout.
@@ -30,6 +31,9 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Each voter campaigns so much after the one before it, so that votes are not split.
 pub(crate) const TURN: Duration = Duration::from_millis(250);
 
+/// How long a campaign may go without a result before it is repeated.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Looks for leaders that are gone, for ever.
 pub(crate) async fn replace_gone(host: Host) {
     let mut campaigns = Campaigns::default();
@@ -48,22 +52,36 @@ pub(crate) async fn replace_gone(host: Host) {
     }
 }
 
-/// For each group, the term of the leader that is gone, and when it was found to be; `None` once
-/// this replica has campaigned against it.
+/// Of each group, what is done about its leader that is gone.
 #[derive(Default)]
-struct Campaigns(BTreeMap<ReplicaKey, (u64, Option<Duration>)>);
+struct Campaigns(BTreeMap<ReplicaKey, Campaign>);
+
+struct Campaign {
+    /// The leader's.
+    term: u64,
+    step: Step,
+}
+
+enum Step {
+    /// Found to be gone at this moment: others may come first.
+    Waiting(Duration),
+    /// This replica asked for votes, last at this moment.
+    Asked(Duration),
+}
 
 /// Returns whether the node leads anything, as far as is known here.
 async fn replace_leaders_on(host: &Host, gone: NodeId, campaigns: &mut Campaigns) -> bool {
     let own = host.identity().node_id;
     let mut replicas = host.replicas();
     replicas.push(host.catalog_replica());
+    let now = host.parts().seams.clock.monotonic();
+    campaigns.repeat(&replicas, now).await;
     let led: Vec<(Arc<Replica>, Led)> = replicas
         .into_iter()
         .filter_map(|replica| {
             let led = replica.led()?;
             let is_concerned = led.leader.node_id == gone && led.voters.contains(&own);
-            let is_open = campaigns.is_open(&replica, led.term);
+            let is_open = campaigns.is_open(&replica, led.term, now);
             (is_concerned && is_open && replica.may_campaign()).then_some((replica, led))
         })
         .collect();
@@ -122,22 +140,42 @@ pub(crate) fn turn(
 }
 
 impl Campaigns {
-    /// Whether this replica has not campaigned yet against the leader of a term.
-    fn is_open(&self, replica: &Replica, term: u64) -> bool {
-        self.0.get(&key(replica)).is_none_or(|(known, since)| *known != term || since.is_some())
+    /// Whether this replica has yet to ask for votes against the leader of a term, or to ask again.
+    fn is_open(&self, replica: &Replica, term: u64, now: Duration) -> bool {
+        self.0.get(&key(replica)).is_none_or(|known| match known.step {
+            Step::Asked(at) if known.term == term => AGAIN_AFTER <= now.saturating_sub(at),
+            Step::Asked(_) | Step::Waiting(_) => true,
+        })
     }
 
-    /// Whether the replica's turn has come; says so once.
+    /// Whether the replica's turn has come; says so once, and once more when nothing has come of it.
     fn is_due(&mut self, replica: &Replica, term: u64, turn: u32, now: Duration) -> bool {
-        let entry = self.0.entry(key(replica)).or_insert((term, Some(now)));
-        if entry.0 != term {
-            *entry = (term, Some(now));
+        let waiting = Campaign { term, step: Step::Waiting(now) };
+        let known = self.0.entry(key(replica)).or_insert(waiting);
+        if known.term != term {
+            *known = Campaign { term, step: Step::Waiting(now) };
         }
-        let is_due = entry.1.is_some_and(|since| turn * TURN <= now.saturating_sub(since));
+        let is_due = match known.step {
+            Step::Waiting(since) => turn * TURN <= now.saturating_sub(since),
+            Step::Asked(at) => AGAIN_AFTER <= now.saturating_sub(at),
+        };
         if is_due {
-            entry.1 = None;
+            known.step = Step::Asked(now);
         }
         is_due
+    }
+
+    /// Asks for votes again where this replica has asked before and nobody leads since.
+    async fn repeat(&mut self, replicas: &[Arc<Replica>], now: Duration) {
+        for replica in replicas {
+            let known = self.0.get_mut(&key(replica)).map(|known| &mut known.step);
+            let Some(Step::Asked(at)) = known else { continue };
+            let is_old = AGAIN_AFTER <= now.saturating_sub(*at);
+            if is_old && replica.leader().is_none() && replica.may_campaign() {
+                *at = now;
+                replica.stand_again().await;
+            }
+        }
     }
 }
 

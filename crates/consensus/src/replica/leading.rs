@@ -190,6 +190,13 @@ impl Replica {
         }
     }
 
+    /// Asks for votes once more, because nobody won the last time.
+    pub(crate) async fn stand_again(&self) {
+        if let Err(error) = self.raft.trigger().elect(true).await {
+            tracing::debug!(shard = self.group.shard, %error, "no campaign");
+        }
+    }
+
     pub(super) fn role_of(metrics: &Metrics) -> Role {
         match metrics.state {
             ServerState::Leader => Role::Leader,
