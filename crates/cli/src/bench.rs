@@ -98,6 +98,9 @@ enum BenchCommand {
         /// Anchors that the shard holds at least: missing ones are written first
         #[arg(long, default_value_t = 200_000)]
         anchors: u64,
+        /// Merge both sides again afterwards, under the same writes
+        #[arg(long)]
+        merge: bool,
     },
 }
 
@@ -132,8 +135,9 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
             let points = stored(&client).await?.iter().filter_map(point).collect();
             ("locate", 1, Work::Locate { points, k, level })
         }
-        BenchCommand::Split { anchors } => {
-            return split::run(&context, client, load, args.load.seed, anchors).await;
+        BenchCommand::Split { anchors, merge } => {
+            let plan = split::Plan { anchors, merge, seed: args.load.seed };
+            return split::run(&context, client, load, plan).await;
         }
     };
     let (addresses, processes) = nodes(&context, &args.load.metrics);

@@ -20,7 +20,7 @@ use crate::types::{
 };
 
 /// Version of everything in this file. Nodes that disagree on it do not talk.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 const KIND_BLANK: u8 = 0;
 /// First byte of a normal entry's content.

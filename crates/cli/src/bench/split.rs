@@ -1,5 +1,5 @@
-//! `anchorhold bench split`: splits the largest shard under a write load, and says for how long the
-//! keys of each side took no write. The scheduler rests meanwhile.
+//! `anchorhold bench split`: splits the largest shard under a write load, merges it again if asked to,
+//! and says for how long the keys of each side took no write. The scheduler rests meanwhile.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,6 +22,10 @@ const FILL_BATCH: usize = 1_000;
 const PROPERTY_BYTES: usize = 64;
 /// What part of the measured time passes before the split.
 const BEFORE: f64 = 0.3;
+/// What part of it passes before the merge.
+const BEFORE_MERGE: f64 = 0.6;
+/// How often a merge that is under way is looked at.
+const MERGE_POLL: Duration = Duration::from_millis(20);
 
 /// One acknowledged write: when, and where its key lies.
 type Answer = (Instant, u128);
@@ -43,8 +47,13 @@ struct SplitReport {
     split_ms: f64,
     /// Longest time without an acknowledged write to a key of either side, in milliseconds.
     before: Gaps,
-    /// The same from the moment that the split was asked for.
+    /// The same from the moment that the split was asked for, to the merge if there is one.
     since: Gaps,
+    /// From asking for the merge until the new shard is gone, in milliseconds: its own beginning must
+    /// be on disk first.
+    merge_ms: Option<f64>,
+    /// The same from the moment that the merge was asked for.
+    since_merge: Option<Gaps>,
     /// Failed writes by what they said.
     errors: std::collections::BTreeMap<String, u64>,
 }
@@ -58,6 +67,17 @@ struct Gaps {
     child_ms_max: f64,
 }
 
+/// What to do.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// Anchors that the shard holds at least.
+    pub(crate) anchors: u64,
+    /// Whether its sides are merged again.
+    pub(crate) merge: bool,
+    /// Makes places repeatable.
+    pub(crate) seed: u64,
+}
+
 /// Runs the benchmark.
 ///
 /// # Errors
@@ -66,8 +86,7 @@ pub(crate) async fn run(
     context: &Context,
     client: Client,
     load: Load,
-    seed: u64,
-    anchors: u64,
+    plan: Plan,
 ) -> anyhow::Result<()> {
     let admin = context.admin()?;
     let known = admin.get_scheduler(admin_v1::GetSchedulerRequest {}).await?;
@@ -79,7 +98,7 @@ pub(crate) async fn run(
     // A shard of that size is about to be split anyway: not while it is measured.
     set(true).await?;
     let measured = tokio::select! {
-        measured = measure(context, &admin, client, load, seed, anchors) => measured,
+        measured = measure(context, &admin, client, load, plan) => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
     };
     set(known.paused)
@@ -93,10 +112,10 @@ async fn measure(
     admin: &AdminClient,
     client: Client,
     load: Load,
-    seed: u64,
-    anchors: u64,
+    plan: Plan,
 ) -> anyhow::Result<()> {
-    let held = fill(&client, admin, anchors, seed).await?;
+    let seed = plan.seed;
+    let held = fill(&client, admin, plan.anchors, seed).await?;
     let shard = largest(admin).await?;
     let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
     let noted = Arc::clone(&answers);
@@ -115,6 +134,7 @@ async fn measure(
             Ok(())
         }
     });
+    let start = Instant::now();
     let split = async {
         tokio::time::sleep(load.warm_up + load.duration.mul_f64(BEFORE)).await;
         let begun = Instant::now();
@@ -122,11 +142,22 @@ async fn measure(
         let request =
             admin_v1::SplitShardRequest { shard_id: shard.shard_id, version, ..Default::default() };
         let done = admin.split_shard(request).await?;
-        anyhow::Ok((begun, begun.elapsed(), done))
+        let taken = begun.elapsed();
+        let merge_at = start + load.warm_up + load.duration.mul_f64(BEFORE_MERGE);
+        let merged = if plan.merge {
+            tokio::time::sleep_until(merge_at).await;
+            let asked = Instant::now();
+            merge(admin, done.new_shard_id).await?;
+            Some((asked, asked.elapsed()))
+        } else {
+            None
+        };
+        anyhow::Ok((begun, taken, done, merged))
     };
-    let begun = Instant::now() + load.warm_up;
+    let begun = start + load.warm_up;
     let (measured, split) = tokio::join!(writes, split);
-    let (measured, (asked, taken, done)) = (measured?, split.context("the shard is not split")?);
+    let (measured, (asked, taken, done, merged)) =
+        (measured?, split.context("the shard is not split, or not merged again")?);
     let cut = done.at.iter().fold(0_u128, |key, byte| key << 8 | u128::from(*byte));
     let answers = answers.lock().map(|answers| answers.clone()).unwrap_or_default();
     let end = begun + load.duration;
@@ -143,7 +174,9 @@ async fn measure(
         writes: measured.latency_us.len(),
         split_ms: taken.as_secs_f64() * 1e3,
         before: gaps(begun, asked),
-        since: gaps(asked, end),
+        since: gaps(asked, merged.map_or(end, |(asked, _)| asked)),
+        merge_ms: merged.map(|(_, taken)| taken.as_secs_f64() * 1e3),
+        since_merge: merged.map(|(asked, _)| gaps(asked, end)),
         errors: measured.errors,
     };
     output::print(context.output, &report, || report.table())
@@ -164,10 +197,37 @@ impl SplitReport {
             ("longest write gap before", gaps(&self.before)),
             ("longest write gap since", gaps(&self.since)),
         ];
+        if let (Some(merge_ms), Some(since)) = (self.merge_ms, &self.since_merge) {
+            let merged = format!("{merge_ms:.0} ms from asking until the new shard is gone");
+            lines.push(("merge", merged));
+            lines.push(("longest write gap since", gaps(since)));
+        }
         for (error, count) in &self.errors {
             lines.push(("failed", format!("{} × {error}", thousands(*count))));
         }
         facts(&lines)
+    }
+}
+
+/// Merges a shard into its neighbour, and waits until it is.
+async fn merge(admin: &AdminClient, shard_id: u64) -> anyhow::Result<()> {
+    admin.merge_shard(admin_v1::MergeShardRequest { shard_id }).await?;
+    loop {
+        let mut request = admin_v1::ListShardsRequest { page_size: 1_000, ..Default::default() };
+        let is_there = loop {
+            let page = admin.list_shards(request.clone()).await?;
+            if page.shards.iter().any(|shard| shard.shard_id == shard_id) {
+                break true;
+            }
+            if page.next_page_token.is_empty() {
+                break false;
+            }
+            request.page_token = page.next_page_token;
+        };
+        if !is_there {
+            return Ok(());
+        }
+        tokio::time::sleep(MERGE_POLL).await;
     }
 }
 

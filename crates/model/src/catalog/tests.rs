@@ -646,3 +646,61 @@ proptest! {
         prop_assert_eq!(names.len(), state.accounts.len());
     }
 }
+
+#[test]
+fn a_merged_shard_ends_what_became_part_of_it() {
+    let mut state = CatalogState::default();
+    run(&mut state, bootstrap());
+    for (instance, zone) in [(1, "a"), (2, "b"), (3, "c")] {
+        run(&mut state, register(instance, zone));
+    }
+    let CatalogOutcome::AccountCreated { shards, .. } = run(&mut state, create(1, "a", &[3, 6])) else {
+        panic!("no account")
+    };
+    let [first, second, third] = shards[..] else { panic!("{shards:?}") };
+    let of = |state: &CatalogState, shard| state.shards[&shard].clone();
+    let operator = Operator {
+        shard_id: second,
+        epoch: Epoch::FIRST,
+        steps: vec![Step::MergeInto(first)],
+        reason: Reason::Merge,
+        live_voters: 3,
+    };
+    let deadline = Timestamp(9);
+    run(&mut state, CatalogCommand::StartOperators { operators: vec![operator], deadline });
+    let stale = of(&state, second);
+    let merged = of(&state, first).merge(&stale);
+    let both = merged.merge(&of(&state, third));
+    // The source's last word comes with it, and after it: it stays part of the other one.
+    let mut late = stale.clone();
+    late.epoch.conf_version += 5;
+    let tell = |state: &mut CatalogState, descriptors: &[&ShardDescriptor]| {
+        let descriptors = descriptors.iter().copied().cloned().collect();
+        run(state, CatalogCommand::UpdateShards { descriptors })
+    };
+    tell(&mut state, &[&merged, &late]);
+    tell(&mut state, &[&late]);
+    assert_eq!(state.merged_shards.get(&second), Some(&first));
+    assert!(state.removed_shards.contains(&second) && state.operators.is_empty());
+    assert_eq!(state.shards.keys().copied().collect::<Vec<_>>(), [first, third]);
+    tell(&mut state, &[&both]);
+    assert_eq!(state.shards.keys().copied().collect::<Vec<_>>(), [first]);
+    assert!(state.is_part_of(third, first) && !state.is_part_of(first, third));
+    // Split where the second began: what is born there is not what ended there.
+    let reserved = run(&mut state, CatalogCommand::ReserveShard { request_id: RequestId(40) });
+    let CatalogOutcome::ShardReserved { shard_id } = reserved else { panic!("{reserved:?}") };
+    let (parent, child) = both.split(stale.range.start, shard_id);
+    tell(&mut state, &[&parent, &child]);
+    tell(&mut state, &[&stale]);
+    assert_eq!(state.shard_of(stale.range.start).map(|shard| shard.shard_id), Some(shard_id));
+    // A shard that the catalog hears of after its end only.
+    let reserved = run(&mut state, CatalogCommand::ReserveShard { request_id: RequestId(41) });
+    let CatalogOutcome::ShardReserved { shard_id: unknown } = reserved else { panic!("{reserved:?}") };
+    let (left, right) = child.split(Key(child.range.start.0 + 50), unknown);
+    let again = left.merge(&right);
+    tell(&mut state, &[&again]);
+    tell(&mut state, &[&right]);
+    assert!(state.is_part_of(unknown, shard_id) && !state.shards.contains_key(&unknown));
+    let rows = state.rows().map(|(key, value)| (key, value.unwrap()));
+    assert_eq!(CatalogState::from_rows(rows).unwrap(), state);
+}

@@ -651,6 +651,40 @@ fn small_neighbours_merge_only_if_asked_and_on_the_same_nodes() {
 }
 
 #[test]
+fn nothing_is_merged_while_anything_is_repaired() {
+    let shards = "s1 c1 n1* n2 n3 size=1 range=0..5\ns2 c1 n1 n2* n3 size=1 range=5..9\n\
+                  s3 c1 n4* n5 n6 size=30 range=9..";
+    let config =
+        PlacementConfig { merges: true, balance_band_permille: 1_000, ..PlacementConfig::default() };
+    let merged = expect![[r#"
+        s2@1.1.1 merge into s1: small neighbours
+    "#]];
+    check_with(&config, &format!("{SIX}{shards}"), merged);
+    // Elsewhere a replica's vote is lost.
+    let lost = shards.replace("n5 n6", "n5! n6");
+    let view = view_of(&format!("{SIX}{lost}"), &config);
+    let plan = plan(&view, &config, Timestamp(1_000_000_000), 1);
+    assert!(plan.operators.iter().any(|operator| operator.shard_id == anchorhold_model::ShardId(3)), "{plan:?}");
+    assert!(plan.operators.iter().all(|operator| operator.merges_into().is_none()), "{plan:?}");
+}
+
+#[test]
+fn a_merge_that_is_asked_for_needs_a_left_neighbour_and_no_other_change() {
+    let shards = "s1 c1 n1* n2 n3 size=900 range=0..5\ns2 c1 n4 n2* n3 size=900 range=5..9\n\
+                  s3 c2 n1* n2 n3 size=1 range=9..";
+    let config = PlacementConfig::default();
+    let view = view_of(&format!("{SIX}c2 zonal home=north\n{shards}"), &config);
+    let now = Timestamp(1_000_000_000);
+    let asked = |shard| crate::merge_left(&view, &config, now, anchorhold_model::ShardId(shard));
+    let operator = asked(2).unwrap().unwrap();
+    assert_eq!(
+        operator.to_string(),
+        "s2@1.1.1 add n1, wait n1, voters +n1 -n4, remove n4, merge into s1: small neighbours"
+    );
+    assert!(asked(1).is_none() && asked(3).is_none() && asked(9).is_none());
+}
+
+#[test]
 fn an_unknown_class_is_named() {
     check(
         SIX,

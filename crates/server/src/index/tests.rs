@@ -339,3 +339,74 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
     }
     check(&bench, "built");
 }
+
+#[tokio::test]
+async fn a_merged_shard_finds_what_both_had_before_and_after_its_own_index_is_built() {
+    let mut random = StdRng::seed_from_u64(8);
+    let mut stored: BTreeMap<AnchorId, Arc<Anchor>> = BTreeMap::new();
+    for item in 0..300 {
+        let anchor = anchor(item, random.random_range(-80.0..80.0), None);
+        stored.insert(anchor.id, anchor);
+    }
+    let mut bench = Bench::new();
+    let at = stored.keys().nth(150).unwrap().key();
+    let (left, right) = bench.state.descriptor.split(at, ShardId(6));
+    let right_state = ShardState { descriptor: right.clone(), ..bench.state.clone() };
+    bench.state.descriptor = left.clone();
+    for state in [&bench.state, &right_state] {
+        let range = state.descriptor.range;
+        let own = stored.values().filter(|anchor| range.contains_id(anchor.id));
+        let source = Stored {
+            state: state.clone(),
+            anchors: own.cloned().collect(),
+            operations: Vec::new(),
+        };
+        bench.indexes.open(state.descriptor.shard_id, Arc::new(source));
+    }
+    bench.run_work();
+    bench.state.descriptor = left.merge(&right);
+    let frozen = anchorhold_model::Frozen { state: right_state, term: 1, index: 7 };
+    bench.indexes.applied(
+        SHARD,
+        &Changes {
+            anchors: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            shard: bench.state.clone(),
+            child: None,
+            absorbed: Some(Box::new(frozen)),
+        },
+    );
+    bench.indexes.removed(ShardId(6));
+    // Some of either side move, some go.
+    for item in (0..300).step_by(7) {
+        let moved = anchor(item, random.random_range(-80.0..80.0), None);
+        let change = (item % 2 == 0).then(|| Arc::clone(&moved));
+        match &change {
+            Some(moved) => stored.insert(moved.id, Arc::clone(moved)),
+            None => stored.remove(&moved.id),
+        };
+        bench.apply(5, &[(moved.id, change)]);
+    }
+    let check = |bench: &Bench, when: &str| {
+        let index = bench.indexes.shard(SHARD).unwrap();
+        assert!(index.reached.borrow().ready, "{when}: it cannot be searched");
+        let equator = GeoPoint::new(0.0, 11.0, 0.0).unwrap().to_ecef();
+        let found = index.nearest(EARTH, equator, 40, f64::INFINITY, &mut |_| true).unwrap();
+        let mut expected: Vec<_> = stored
+            .values()
+            .map(|anchor| (anchor.pose.position().distance_m(equator), anchor.id))
+            .collect();
+        expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let found: Vec<_> = found.into_iter().map(|neighbor| neighbor.item).collect();
+        let expected: Vec<_> = expected.into_iter().map(|(_, id)| id).take(40).collect();
+        assert_eq!(found, expected, "{when}");
+    };
+    check(&bench, "of both");
+    let index = bench.indexes.shard(SHARD).unwrap();
+    assert!(index.is_inheriting());
+    let anchors = stored.values().cloned().collect();
+    let source = Stored { state: bench.state.clone(), anchors, operations: Vec::new() };
+    index.build(&source, bench.indexes.config);
+    assert!(!index.is_inheriting());
+    check(&bench, "built");
+}
