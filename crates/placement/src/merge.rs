@@ -65,11 +65,21 @@ pub fn merge_left(
     if view.in_flight().any(is_busy) {
         return Some(Err(WhyNot::OperatorInFlight));
     }
+    for entry in [left, right] {
+        // What either needs comes first: the other would have to follow it.
+        if let Some((_, served)) = explain(&survey, entry) {
+            return Some(Err(served.err().unwrap_or(WhyNot::Settling)));
+        }
+    }
     Some(merge(&survey, left, right))
 }
 
+/// Shards of different accounts stay apart: what an account's owner does to its shards is not the
+/// other's business.
 fn are_neighbours(left: &ShardEntry, right: &ShardEntry) -> bool {
+    let account = |entry: &ShardEntry| entry.status.range.start.account();
     left.status.range.end == Some(right.status.range.start)
+        && account(left) == account(right)
         && left.status.class == right.status.class
         && left.status.epoch.incarnation == right.status.epoch.incarnation
 }
@@ -110,12 +120,27 @@ fn merge(survey: &Survey<'_>, left: &ShardEntry, right: &ShardEntry) -> Result<O
     }
     if !(come.is_empty() && go.is_empty()) {
         let leader = right.status.leader.ok_or(WhyNot::NoLeader)?;
-        if go.contains(&leader) {
-            let stays = nodes(right, ReplicaRole::Voter).into_iter().find(|id| !go.contains(id));
-            // If all voters go, the new ones elect a leader after the change.
-            steps.extend(stays.map(Step::TransferLeader));
+        let may_lead = |entry: &ShardEntry, node_id: &NodeId| {
+            let replicas = entry.status.replicas.iter().zip(&entry.slots);
+            let mut own = replicas.filter(|(replica, _)| replica.node_id == *node_id);
+            own.any(|(_, slot)| survey.sites[*slot as usize].is_open)
+        };
+        let voters = nodes(right, ReplicaRole::Voter);
+        let stays = voters.iter().find(|id| !go.contains(id) && may_lead(right, id));
+        if !go.contains(&leader) {
+            steps.push(Step::ChangeVoters { add: come, remove: go });
+        } else if let Some(heir) = stays {
+            steps.push(Step::TransferLeader(*heir));
+            steps.push(Step::ChangeVoters { add: come, remove: go });
+        } else {
+            // Only who stays takes others out: a newcomer has to lead first.
+            let heir = come.iter().find(|id| may_lead(left, id)).copied();
+            let heir = heir.ok_or(WhyNot::NoLeaderTarget)?;
+            go.retain(|node_id| *node_id != leader);
+            steps.push(Step::ChangeVoters { add: come, remove: go });
+            steps.push(Step::TransferLeader(heir));
+            steps.push(Step::ChangeVoters { add: Vec::new(), remove: vec![leader] });
         }
-        steps.push(Step::ChangeVoters { add: come, remove: go });
     }
     let left_nodes: BTreeSet<NodeId> =
         left.status.replicas.iter().map(|replica| replica.node_id).collect();

@@ -243,6 +243,9 @@ fn check_neighbours(target: &ShardDescriptor, source: &ShardDescriptor) -> Resul
     if target.range.end != Some(source.range.start) {
         return ever("the shards are no neighbours");
     }
+    if target.range.start.account() != source.range.start.account() {
+        return ever("the shards are of different accounts");
+    }
     if target.class != source.class {
         return ever("the shards are of different placement classes");
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use anchorhold_model::Timestamp;
+use anchorhold_model::{ShardId, Timestamp};
 use expect_test::{Expect, expect};
 
 use crate::headroom::{headroom, why_blocked};
@@ -664,7 +664,7 @@ fn nothing_is_merged_while_anything_is_repaired() {
     let lost = shards.replace("n5 n6", "n5! n6");
     let view = view_of(&format!("{SIX}{lost}"), &config);
     let plan = plan(&view, &config, Timestamp(1_000_000_000), 1);
-    assert!(plan.operators.iter().any(|operator| operator.shard_id == anchorhold_model::ShardId(3)), "{plan:?}");
+    assert!(plan.operators.iter().any(|operator| operator.shard_id == ShardId(3)), "{plan:?}");
     assert!(plan.operators.iter().all(|operator| operator.merges_into().is_none()), "{plan:?}");
 }
 
@@ -675,13 +675,25 @@ fn a_merge_that_is_asked_for_needs_a_left_neighbour_and_no_other_change() {
     let config = PlacementConfig::default();
     let view = view_of(&format!("{SIX}c2 zonal home=north\n{shards}"), &config);
     let now = Timestamp(1_000_000_000);
-    let asked = |shard| crate::merge_left(&view, &config, now, anchorhold_model::ShardId(shard));
+    let asked = |shard| crate::merge_left(&view, &config, now, ShardId(shard));
     let operator = asked(2).unwrap().unwrap();
     assert_eq!(
         operator.to_string(),
         "s2@1.1.1 add n1, wait n1, voters +n1 -n4, remove n4, merge into s1: small neighbours"
     );
     assert!(asked(1).is_none() && asked(3).is_none() && asked(9).is_none());
+    // Nobody stays, or who stays may not lead: a newcomer leads before the last one goes.
+    let operator_of = |shards: &str| {
+        let view = view_of(&format!("{SIX}{shards}"), &config);
+        crate::merge_left(&view, &config, now, ShardId(2)).unwrap().map(|op| op.to_string())
+    };
+    assert_eq!(
+        operator_of("s1 c1 n1* n2 n3 range=0..5\ns2 c1 n4* n5 n6 range=5..9").unwrap(),
+        "s2@1.1.1 add n1, add n2, add n3, wait n1, wait n2, wait n3, voters +n1 +n2 +n3 -n5 -n6, \
+         lead n1, voters -n4, remove n4, remove n5, remove n6, merge into s1: small neighbours"
+    );
+    // What a shard needs for itself comes first.
+    assert!(operator_of("s1 c1 n1* n2 n3 range=0..5\ns2 c1 n1* n2 n3! range=5..9").is_err());
 }
 
 #[test]
