@@ -35,6 +35,8 @@ pub(super) struct Phases {
     active: BTreeMap<u32, On>,
     /// Faults that can end processes, begun in this phase.
     enders: Vec<FaultEvent>,
+    /// Changes of shards that phases asked for so far, and how many were made.
+    changes: BTreeMap<&'static str, u64>,
     findings: Findings,
 }
 
@@ -60,7 +62,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 impl Phases {
     pub(super) fn new(run: Arc<Run>, board: Arc<Mutex<Board>>, seed: u64, rng: StdRng) -> Self {
         let (active, findings) = (BTreeMap::new(), Findings::default());
-        Self { run, board, seed, rng, active, enders: Vec::new(), findings }
+        let (enders, changes) = (Vec::new(), BTreeMap::new());
+        Self { run, board, seed, rng, active, enders, changes, findings }
     }
 
     pub(super) fn findings(&self) -> Findings {
@@ -73,10 +76,10 @@ impl Phases {
         time_max: Option<Duration>,
     ) -> anyhow::Result<()> {
         let begun = Instant::now();
-        for round in 0..scenario.rounds {
+        'rounds: for round in 0..scenario.rounds {
             for phase in &scenario.phases {
                 if time_max.is_some_and(|max| max <= begun.elapsed()) {
-                    return Ok(());
+                    break 'rounds;
                 }
                 let name = match scenario.rounds {
                     1 => phase.name.clone(),
@@ -87,6 +90,11 @@ impl Phases {
                     .await
                     .with_context(|| format!("phase {name}"))?;
             }
+        }
+        for (change, _) in self.changes.iter().filter(|(_, made)| **made == 0) {
+            let text = format!("no shard was {change}, though that was asked for");
+            self.findings.harness_errors.push(text.clone());
+            self.run.events.append(EventKind::HarnessError { text })?;
         }
         Ok(())
     }
@@ -129,10 +137,8 @@ impl Phases {
         self.heal_all().await?;
         if let Some(reshaping) = reshaping {
             events.append(reshaping.event())?;
-            for change in reshaping.missed() {
-                let text = format!("no shard was {change} in {name}");
-                self.findings.harness_errors.push(text.clone());
-                events.append(EventKind::HarnessError { text })?;
+            for (change, made) in reshaping.made() {
+                *self.changes.entry(change).or_default() += made;
             }
         }
         let healed_ns = self.run.clock.now_ns();

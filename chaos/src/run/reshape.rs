@@ -21,8 +21,8 @@ const CHANGE_MAX: Duration = Duration::from_secs(15);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Shards beyond which none is split, and below which none is merged: so that there is always
 /// something to do for both.
-const SHARDS_MAX: usize = 16;
-const SHARDS_MIN: usize = 4;
+const SHARDS_MAX: usize = 40;
+const SHARDS_MIN: usize = 8;
 
 /// Changes shards until it is dropped.
 pub(super) struct Reshaping {
@@ -46,7 +46,11 @@ enum Change {
 }
 
 impl Reshaping {
-    pub(super) fn start(access: &ClusterAccess, wanted: Reshape, seed: u64) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        access: &ClusterAccess,
+        wanted: Reshape,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
         let made = Arc::<Made>::default();
         let mut tasks = Vec::new();
         let kinds = [
@@ -84,17 +88,16 @@ impl Reshaping {
         }
     }
 
-    /// Kinds that were wanted, and of which none was made.
-    pub(super) fn missed(&self) -> Vec<&'static str> {
+    /// The kinds that are wanted, and how many of each were made so far.
+    pub(super) fn made(&self) -> Vec<(&'static str, u64)> {
         let kinds = [
             (Change::Split, self.wanted.split_every, "split"),
             (Change::Merge, self.wanted.merge_every, "merged"),
             (Change::Move, self.wanted.move_every, "moved"),
         ];
-        let missed = kinds.into_iter().filter(|(change, every, _)| {
-            every.is_some() && change.count(&self.made).load(Ordering::Relaxed) == 0
-        });
-        missed.map(|(.., name)| name).collect()
+        let wanted = kinds.into_iter().filter(|(_, every, _)| every.is_some());
+        let made = |change: Change| change.count(&self.made).load(Ordering::Relaxed);
+        wanted.map(|(change, _, name)| (name, made(change))).collect()
     }
 }
 
@@ -168,15 +171,15 @@ async fn move_some(admin: &AdminClient, random: &mut StdRng) -> Option<()> {
         .iter()
         .filter(|node| holds(node.node_id))
         .flat_map(|from| {
-            let same_zone = nodes.iter().filter(|to| zones.get(&to.node_id) == zones.get(&from.node_id));
+            let same_zone =
+                nodes.iter().filter(|to| zones.get(&to.node_id) == zones.get(&from.node_id));
             same_zone.map(|to| (from.node_id, to.node_id))
         })
         .filter(|(_, to)| !holds(*to))
         .collect();
     let (from, to) = *ways.get(random.random_range(0..ways.len().max(1)))?;
     let shard_id = shard.shard_id;
-    let request =
-        admin_v1::MoveShardRequest { shard_id, from_node_id: from, to_node_id: to };
+    let request = admin_v1::MoveShardRequest { shard_id, from_node_id: from, to_node_id: to };
     admin.move_shard(request).await.ok()?;
     until(admin, |shards| {
         let replicas = shards.iter().filter(|shard| shard.shard_id == shard_id);

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Reshape, Row,
-    Scenario, ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
+    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Reshape, Row, Scenario,
+    ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
 };
 use crate::judge::{BUDGETS, Budget, Invariant, Statistic};
 use crate::workload::WorkloadConfig;

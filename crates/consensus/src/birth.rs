@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 
+use crate::card::Birthplace;
 use crate::keys;
 use crate::machine::{Header, damaged, membership_of};
 use crate::types::{Snapshot, SnapshotMeta};
@@ -40,6 +41,8 @@ pub(crate) struct Birth {
     pub(crate) parent: ShardId,
     /// The child as it was born.
     pub(crate) child: ShardDescriptor,
+    /// The split: of which shard, at which index of its log.
+    pub(crate) place: Birthplace,
 }
 
 /// The newborns of a node.
@@ -94,8 +97,9 @@ pub(crate) fn group_of(descriptor: &ShardDescriptor) -> GroupId {
 }
 
 /// The birth that a split's batch tells of, and the rows that it adds to its parent's.
-pub(crate) fn rows(parent: ShardId, child: &ShardState) -> (Birth, Vec<Row>) {
-    let birth = Birth { parent, child: child.descriptor.clone() };
+pub(crate) fn rows(parent: ShardId, index: u64, child: &ShardState) -> (Birth, Vec<Row>) {
+    let place = Birthplace { parent: parent.0, index };
+    let birth = Birth { parent, child: child.descriptor.clone(), place };
     let header =
         Header { applied: Some(FIRST), membership: birth.membership(), shard: Some(child.clone()) };
     let shard_id = child.descriptor.shard_id;

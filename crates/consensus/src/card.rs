@@ -25,6 +25,16 @@ pub(crate) struct Card {
     /// Whether it may found its group: it was there from the shard's first moment.
     pub(crate) may_found: bool,
     pub(crate) is_gone: bool,
+    /// Of a split's child: its parent, and the index of the split in the parent's log. The child waits
+    /// for a parent that is set back behind it, however little of its keys that one owns then.
+    pub(crate) born_of: Option<Birthplace>,
+}
+
+/// Where a split's child comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Birthplace {
+    pub(crate) parent: u64,
+    pub(crate) index: u64,
 }
 
 impl Card {
@@ -73,7 +83,7 @@ mod tests {
     }
 
     fn card(replica_id: ReplicaId, made_at: u32) -> Card {
-        Card { replica_id: replica_id.0, made_at, may_found: false, is_gone: false }
+        Card { replica_id: replica_id.0, made_at, may_found: false, is_gone: false, born_of: None }
     }
 
     #[test]

@@ -295,7 +295,8 @@ impl Machine {
         let mut rows: Vec<_> =
             changes.rows().map(|(key, value)| (keys::record(&key), value)).collect();
         let birth = changes.child.as_deref().map(|child| {
-            let (birth, child_rows) = birth::rows(self.shared.shard_id, child);
+            let index = header.applied.map_or(0, |(_, index)| index);
+            let (birth, child_rows) = birth::rows(self.shared.shard_id, index, child);
             rows.extend(child_rows);
             birth
         });

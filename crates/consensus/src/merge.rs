@@ -12,7 +12,7 @@
 //!
 //! Not here: what a merge changes (`model`), the order of its steps over both shards (`server`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use std::time::Duration;
 use anchorhold_model::catalog::CatalogState;
 use anchorhold_model::row::Row;
 use anchorhold_model::{
-    Command, Epoch, Frozen, MergeStep, Merged, Merging, NodeId, OperationId, Outcome, Rejection, RequestId,
-    ShardDescriptor, ShardId, Write,
+    Command, Epoch, Frozen, MergeStep, Merged, Merging, NodeId, OperationId, Outcome, Rejection,
+    RequestId, ShardDescriptor, ShardId, Write,
 };
 use anchorhold_storage::{Batch, GroupId, LogWrite, StateError, StateStore};
 use openraft::async_runtime::WatchReceiver;
@@ -228,7 +228,7 @@ impl Host {
     /// The source's replica, once it is open: at a start it may have to wait for a parent, or to be
     /// born. `None` if nothing here can bring it about.
     async fn open_source(&self, source: &ShardDescriptor) -> Option<Arc<Replica>> {
-        let mut looks = 0;
+        let (mut looks, mut waited) = (0, 0);
         loop {
             if let Some(replica) = self.replica_of_group(group_of(source)) {
                 return Some(replica);
@@ -236,6 +236,10 @@ impl Host {
             let may_come = self.is_waiting(group_of(source))
                 || self.births().of(source.shard_id).is_some()
                 || self.is_taken(source);
+            waited += 1;
+            if waited == OPEN_LOOKS {
+                tracing::warn!(shard = %source.shard_id, "a merge waits for its source to open here");
+            }
             looks = if may_come { 0 } else { looks + 1 };
             if OPEN_LOOKS < looks {
                 return None;
@@ -245,7 +249,7 @@ impl Host {
     }
 
     /// Stops what a shard supersedes: it has ended, whatever its replica here still says.
-    async fn give_up(&self, by: &ShardDescriptor) -> Vec<ShardDescriptor> {
+    pub(crate) async fn give_up(&self, by: &ShardDescriptor) -> Vec<ShardDescriptor> {
         let mut ended: Vec<ShardDescriptor> = Vec::new();
         for replica in self.replicas() {
             let descriptor = replica.state().descriptor.clone();
@@ -427,28 +431,29 @@ pub(crate) async fn clear_up(host: &Host) -> Result<(), StateError> {
     if catalog.merged_shards.is_empty() {
         return Ok(());
     }
-    for group in host.parts().seams.log.groups() {
-        if host.is_orphan(&catalog, group)? {
+    let seams = &host.parts().seams;
+    let all = seams.log.groups().into_iter().chain(seams.snapshots.groups());
+    for group in all.collect::<BTreeSet<_>>() {
+        if host.is_orphan(&catalog, group) {
+            host.forget_waiting(group);
             host.bury(group).await?;
-            tracing::info!(shard = group.shard, "the log of a merged shard is removed");
+            tracing::info!(shard = group.shard, "what was left of a merged shard is removed");
         }
     }
     Ok(())
 }
 
 impl Host {
-    /// Whether a log is all that is left of a shard that became part of another one: it was born a
-    /// moment before, and the state engine that knew of it is lost.
-    fn is_orphan(&self, catalog: &CatalogState, group: GroupId) -> Result<bool, StateError> {
+    /// Whether nothing here needs what is left of a shard that became part of another one, and that no
+    /// replica is open of: the state engine that knew of it was lost.
+    fn is_orphan(&self, catalog: &CatalogState, group: GroupId) -> bool {
         let shard = ShardId(group.shard);
         if !catalog.merged_shards.contains_key(&shard) {
-            return Ok(false);
+            return false;
         }
         let is_known = self.replica(shard).is_some()
-            || self.is_waiting(group)
             || self.births().of(shard).is_some()
-            || self.merges().is_ended(shard)
-            || self.parts().seams.snapshots.latest(group).map_err(damaged)?.is_some();
+            || self.merges().is_ended(shard);
         // One that is behind may bring it to life again, and then needs its log.
         let is_behind = |whole: &Arc<Replica>| {
             let known = catalog.shards.get(&whole.shard_id());
@@ -457,8 +462,11 @@ impl Host {
                 && known.is_none_or(|known| version < known.epoch.version)
         };
         let may_come = self.replicas().iter().any(is_behind)
-            || self.waiting_groups().iter().any(|one| catalog.is_part_of(shard, ShardId(one.shard)));
-        Ok(!is_known && !may_come)
+            || self
+                .waiting_groups()
+                .iter()
+                .any(|one| catalog.is_part_of(shard, ShardId(one.shard)));
+        !is_known && !may_come
     }
 
     /// Removes the log and the files of a shard whose rows are another's. Its card stays: no older

@@ -169,6 +169,7 @@ impl Host {
             made_at: Epoch::FIRST.conf_version,
             may_found: false,
             is_gone: true,
+            born_of: None,
         };
         let seams = &self.parts().seams;
         tracing::info!(from = %old.replica_id(), "another replica of the catalog takes its place");
@@ -204,7 +205,7 @@ pub(crate) async fn settled_id(
             tracing::error!("the card of the catalog's replica is damaged: another one begins");
             let replica_id = (0..FAR_BEYOND).fold(known, |id, _| next_id(id)).0;
             let made_at = Epoch::FIRST.conf_version;
-            let card = Card { replica_id, made_at, may_found: false, is_gone: true };
+            let card = Card { replica_id, made_at, may_found: false, is_gone: true, born_of: None };
             card.write(snapshots, CATALOG_GROUP)?;
             card
         }
@@ -273,7 +274,8 @@ mod tests {
         assert_eq!(settled_id(&log, &snapshots, NODE, None).await.unwrap(), first_id(NODE));
         birth::write(&log, vote(4)).await.unwrap();
         let next = next_id(first_id(NODE));
-        let card = Card { replica_id: next.0, made_at: 1, may_found: false, is_gone: true };
+        let card =
+            Card { replica_id: next.0, made_at: 1, may_found: false, is_gone: true, born_of: None };
         card.write(&snapshots, CATALOG_GROUP).unwrap();
         assert_eq!(settled_id(&log, &snapshots, NODE, None).await.unwrap(), next);
         assert!(log.group(CATALOG_GROUP).is_none(), "the vote was another replica's");

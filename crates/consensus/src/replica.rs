@@ -40,10 +40,10 @@ use crate::host::Listener;
 use crate::keys;
 use crate::link::Peers;
 use crate::log::GroupLogStorage;
-use crate::merge::Merges;
 use crate::machine::{
     Applied, Machine, MachineShared, StoredRecords, damaged, membership_of, normal_payload,
 };
+use crate::merge::Merges;
 use crate::network::Network;
 use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};

@@ -35,7 +35,10 @@ pub(crate) async fn keep(host: Host) {
             cut.as_ref().is_some_and(|cut| cut.purpose == Purpose::Snapshot)
         });
         if let Err(error) = merge::clear_up(&host).await {
-            host.parts().seams.exit.exit(&format!("what a merge has left cannot be removed: {error}"));
+            host.parts()
+                .seams
+                .exit
+                .exit(&format!("what a merge has left cannot be removed: {error}"));
             return;
         }
         if host.fitness_report().disk == DiskState::Full {

@@ -12,8 +12,9 @@ use crate::digest::{StateDigest, StateDigester};
 use crate::row::{self, RowKey};
 use crate::{
     AccountNumber, Accuracy, Anchor, AnchorId, AnchorPatch, Changes, ClassId, Command, Entry,
-    Epoch, Frozen, KeyRange, LocalPosition, MergeStep, NodeId, OperationId, OperationRecord, Outcome, Pose, Records,
-    RequestId, RowTotals, ShardDescriptor, ShardId, ShardState, Stamp, Timestamp, Version, Write,
+    Epoch, Frozen, KeyRange, LocalPosition, MergeStep, NodeId, OperationId, OperationRecord,
+    Outcome, Pose, Records, RequestId, RowTotals, ShardDescriptor, ShardId, ShardState, Stamp,
+    Timestamp, Version, Write,
 };
 
 /// The account of all test anchors.
@@ -325,8 +326,7 @@ pub(crate) fn any_merge_step() -> impl Strategy<Value = MergeStep> {
     prop_oneof![
         (merge.clone(), neighbour.clone())
             .prop_map(|(merge, source)| MergeStep::Await { merge, source }),
-        (merge.clone(), neighbour)
-            .prop_map(|(merge, target)| MergeStep::Freeze { merge, target }),
+        (merge.clone(), neighbour).prop_map(|(merge, target)| MergeStep::Freeze { merge, target }),
         (merge.clone(), 0..3_u32).prop_map(|(merge, conf_version)| {
             let source = Box::new(Frozen { state: shard_state(), term: 1, index: 1 });
             MergeStep::Absorb { merge, source, conf_version }

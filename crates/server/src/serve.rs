@@ -14,10 +14,12 @@ pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 
 use std::sync::Arc;
 
-use anchorhold_consensus::{MergeError, ProposeError, ReadError, Replica, Role, SplitDone, SplitError};
+use anchorhold_consensus::{
+    MergeError, ProposeError, ReadError, Replica, Role, SplitDone, SplitError,
+};
 use anchorhold_model::{
-    Command, Epoch, Key, KeyRange, MergeStep, NodeId, OperationId, Outcome, Rejection, ReplicaRole, RequestId,
-    ShardDescriptor, ShardId, ShardState, Timestamp, Write,
+    Command, Epoch, Key, KeyRange, MergeStep, NodeId, OperationId, Outcome, Rejection, ReplicaRole,
+    RequestId, ShardDescriptor, ShardId, ShardState, Timestamp, Write,
 };
 
 use crate::clock::Deadline;

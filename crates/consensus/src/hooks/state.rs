@@ -64,9 +64,7 @@ impl HookedState {
                     return Purpose::LoadDone;
                 }
                 Some(Place::Header(_)) => purpose = Purpose::Apply,
-                Some(
-                    Place::Record(_) | Place::Catalog | Place::Birth(_) | Place::Remains(_),
-                )
+                Some(Place::Record(_) | Place::Catalog | Place::Birth(_) | Place::Remains(_))
                 | None => {}
             }
         }

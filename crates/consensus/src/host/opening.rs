@@ -8,23 +8,64 @@ use anchorhold_storage::{Batch, GroupId, StateError};
 use super::replicas::{known_range, own_replica_id};
 use super::{CATALOG_GROUP, Host};
 use crate::birth::{self, Birth};
-use crate::card::Card;
+use crate::card::{Birthplace, Card};
 use crate::fence;
 use crate::keys;
 use crate::machine::damaged;
 use crate::replica::{Replica, Standing};
 
+/// A replica that has a file, when its node starts.
+struct Found {
+    group: GroupId,
+    descriptor: ShardDescriptor,
+    /// One past the index that its state or file stands at.
+    applied_end: u64,
+    born_of: Option<Birthplace>,
+}
+
+impl Found {
+    /// Whether nothing here stands before what this replica comes from: its parent is not set back
+    /// behind its split, and none that it does not supersede owns some of its keys.
+    fn is_ready(&self, found: &[Self]) -> bool {
+        let is_before = |other: &Self| {
+            let is_parent = self.born_of.is_some_and(|place| {
+                // One that has yet to be seeded knows nothing of its children.
+                let is_seeded = 0 < other.applied_end;
+                place.parent == other.group.shard
+                    && is_seeded
+                    && (other.applied_end <= place.index || !other.is_ready(found))
+            });
+            let overlaps = other.descriptor.range.overlaps(&self.descriptor.range)
+                && other.descriptor.epoch.version < self.descriptor.epoch.version
+                && !self.descriptor.supersedes(&other.descriptor);
+            other.group != self.group && (is_parent || overlaps)
+        };
+        !found.iter().any(is_before)
+    }
+}
+
 impl Host {
     /// Whether another replica on this node owns some of a shard's keys: one that is open, one that
-    /// is being removed, or a newborn that is about to open. Not one that the shard supersedes.
+    /// is being removed, or a newborn that is about to open.
     pub(crate) fn is_taken(&self, shard: &ShardDescriptor) -> bool {
+        self.is_taken_by(shard, |_| true)
+    }
+
+    /// The same for a snapshot that is about to be taken in: not by what its shard supersedes.
+    pub(crate) fn is_taken_for_good(&self, shard: &ShardDescriptor) -> bool {
+        self.is_taken_by(shard, |other| !shard.supersedes(other))
+    }
+
+    fn is_taken_by(
+        &self,
+        shard: &ShardDescriptor,
+        counts: impl Fn(&ShardDescriptor) -> bool,
+    ) -> bool {
         if self.inner.clearing.lock().values().any(|gone| gone.overlaps(&shard.range)) {
             return true;
         }
         let takes = |other: &ShardDescriptor| {
-            other.shard_id != shard.shard_id
-                && other.range.overlaps(&shard.range)
-                && !shard.supersedes(other)
+            other.shard_id != shard.shard_id && other.range.overlaps(&shard.range) && counts(other)
         };
         let newborns = self.births().all();
         let replicas = self.inner.replicas.read();
@@ -105,22 +146,30 @@ impl Host {
             self.settle_if_filed(group)?;
             let standing = Standing::read(parts, group)?;
             match standing.descriptor() {
-                Some(descriptor) => found.push((group, descriptor.clone())),
+                Some(descriptor) => found.push(Found {
+                    group,
+                    descriptor: descriptor.clone(),
+                    applied_end: standing.applied_end(),
+                    born_of: card.and_then(|card| card.born_of),
+                }),
                 None => tracing::warn!(shard = group.shard, "a snapshot file describes no shard"),
             }
         }
         // A parent that stands before its split comes before the children that it still contains.
-        found.sort_by_key(|(group, descriptor)| (descriptor.epoch.version, *group));
-        for (group, descriptor) in &found {
-            if found.iter().any(|(_, other)| other.supersedes(descriptor)) {
+        found.sort_by_key(|one| (one.descriptor.epoch.version, one.group));
+        let ready: Vec<bool> = found.iter().map(|one| one.is_ready(&found)).collect();
+        for (one, is_ready) in found.iter().zip(&ready) {
+            let takers = found.iter().zip(&ready).filter(|(_, is_ready)| **is_ready);
+            let mut takers = takers.map(|(other, _)| &other.descriptor);
+            if takers.any(|other| other.supersedes(&one.descriptor)) {
                 // What that one took in is in its file, and what is left of this one can go.
-                tracing::info!(shard = group.shard, "another shard here has taken it in");
-                self.bury(*group).await?;
-            } else if self.is_taken(descriptor) {
-                tracing::info!(shard = group.shard, "waits until its parent has split again");
-                self.inner.waiting.lock().insert(*group);
+                tracing::info!(shard = one.group.shard, "another shard here has taken it in");
+                self.bury(one.group).await?;
+            } else if *is_ready && !self.is_taken(&one.descriptor) {
+                self.open_filed(one.group).await?;
             } else {
-                self.open_filed(*group).await?;
+                tracing::info!(shard = one.group.shard, "waits until its parent has split again");
+                self.inner.waiting.lock().insert(one.group);
             }
         }
         self.births().changed.notify_one();
@@ -179,9 +228,7 @@ impl Host {
         let _opening = self.inner.opening.lock().await;
         for birth in self.births().all() {
             let child = &birth.child;
-            if self.replica(child.shard_id).is_none()
-                && !self.is_taken(&self.known_as(&birth))
-            {
+            if self.replica(child.shard_id).is_none() && !self.is_taken(&self.known_as(&birth)) {
                 self.open_newborn(&birth).await?;
             }
         }
@@ -189,7 +236,9 @@ impl Host {
         for group in waiting {
             let shard = ShardId(group.shard);
             let standing = Standing::read(&self.inner.parts, group)?;
-            let is_free = standing.descriptor().is_none_or(|descriptor| !self.is_taken(descriptor));
+            let is_free = standing.descriptor().is_none_or(|descriptor| {
+                !self.is_taken(descriptor) && !self.waits_for_parent(group)
+            });
             if self.replica(shard).is_none() && is_free {
                 self.open_filed(group).await?;
             }
@@ -198,6 +247,21 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Whether a split's child must wait for its parent, which this node has and which stands before the
+    /// split: what became of its keys until then may still be needed.
+    fn waits_for_parent(&self, group: GroupId) -> bool {
+        let Some(place) = self.known_card(group).and_then(|card| card.born_of) else {
+            return false;
+        };
+        let parent = GroupId { shard: place.parent, ..group };
+        match self.replica(ShardId(place.parent)) {
+            Some(parent) => {
+                parent.status().applied_index.is_none_or(|applied| applied < place.index)
+            }
+            None => self.is_waiting(parent),
+        }
     }
 
     /// Opens what a split made: with its own log and file, if it had them before, else with those
@@ -215,6 +279,7 @@ impl Host {
             made_at: birth.child.epoch.conf_version,
             may_found: false,
             is_gone: false,
+            born_of: Some(birth.place),
         };
         match self.known_card(group) {
             Some(known) if !known.allows(own.replica_id) => {

@@ -196,6 +196,12 @@ impl Host {
             let destroyed = self.destroy(&other, "another one takes its place").await;
             destroyed.map_err(|error| error.to_string())?;
         }
+        // What the shard has taken in elsewhere is of no use here without a replica of it.
+        for ended in self.give_up(descriptor).await {
+            let buried = self.bury(group_of(&ended)).await;
+            buried.map_err(|error| error.to_string())?;
+            self.end(ended.shard_id);
+        }
         let _opening = self.inner.opening.lock().await;
         if is_ordered && self.is_left_over(descriptor) {
             tracing::info!(shard = group.shard, "removing what is left of a replica");
@@ -294,6 +300,7 @@ impl Host {
             made_at: Epoch::FIRST.conf_version,
             may_found: false,
             is_gone: false,
+            born_of: None,
         })
     }
 
@@ -323,6 +330,7 @@ impl Host {
             made_at: descriptor.epoch.conf_version,
             may_found,
             is_gone: false,
+            born_of: None,
         };
         let mut written = Ok(());
         parts.seams.offload.in_place(&mut || {

@@ -293,7 +293,7 @@ impl PeerService for PeerEndpoint {
             return Err(Status::resource_exhausted("the disk of this node is full"));
         }
         replica.may_follow().map_err(Status::failed_precondition)?;
-        let is_taken = |shard: &_| self.host.is_taken(shard);
+        let is_taken = |shard: &_| self.host.is_taken_for_good(shard);
         let content = replica.receive_snapshot(&first.header, chunks, is_taken).await?;
         Ok(Response::new(InstallSnapshotReply { content }))
     }

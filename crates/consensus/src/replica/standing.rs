@@ -69,6 +69,17 @@ impl Standing {
         own.filter(|(_, peer)| peer.node_id == node.0).map(|(id, _)| ReplicaId(*id)).max()
     }
 
+    /// One past the index that the replica opens at; 0 if it has nothing yet.
+    pub(crate) fn applied_end(&self) -> u64 {
+        let stored = self.stored.as_ref().filter(|_| self.is_stored_good);
+        let applied = match (stored, &self.file) {
+            (Some(header), _) => header.applied.map(|(_, index)| index),
+            (None, Some((file, _))) => file.header.position.map(|at| at.index),
+            (None, None) => None,
+        };
+        applied.map_or(0, |index| index + 1)
+    }
+
     /// The shard as the replica opens it; `None` if there is nothing that says so.
     pub(crate) fn descriptor(&self) -> Option<&ShardDescriptor> {
         let stored = self.stored.as_ref().filter(|_| self.is_stored_good);

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anchorhold_consensus::{MergeError, ProposeError};
 use anchorhold_model::{
-    Frozen, KeyRange, MergeStep, Merged, Merging, Rejection, RequestId, ShardDescriptor, ShardId,
+    Frozen, Key, KeyRange, MergeStep, Merged, Merging, Rejection, RequestId, ShardDescriptor,
+    ShardId,
 };
 use anchorhold_storage::{GroupId, LogStore as _, MemoryState};
 
-use crate::split::{assert_all_there, busy, load, make_files, settle, split, still, whole_of, write};
+use crate::split::{
+    assert_all_there, busy, load, make_files, settle, split, split_at, still, whole_of, write,
+};
 use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,7 +140,8 @@ async fn shards_merge_under_writes_and_nothing_acknowledged_is_lost() {
     eventually("the catalog knows what became part of what", || {
         let catalog = cluster.nodes[2].host().catalog();
         let catalog = catalog.borrow();
-        let is_known = catalog.is_part_of(source, target) && catalog.removed_shards.contains(&source);
+        let is_known =
+            catalog.is_part_of(source, target) && catalog.removed_shards.contains(&source);
         (is_known && catalog.shards_overlapping(whole).count() == 2).then_some(())
     })
     .await;
@@ -231,8 +235,10 @@ async fn a_follower_that_misses_the_merge_gets_it_by_a_snapshot() {
     assert_eq!(settle(&cluster, whole).await.len(), 1);
     assert_all_there(&cluster, &ids).await;
     let disk = &cluster.nodes[away].disk;
-    eventually("what the merge has left goes", || disk.log.group(group(source)).is_none().then_some(()))
-        .await;
+    eventually("what the merge has left goes", || {
+        disk.log.group(group(source)).is_none().then_some(())
+    })
+    .await;
 }
 
 /// Until the target has a file of its own, its rows are in the files and logs of both; with one,
@@ -294,6 +300,46 @@ async fn the_parent_of_a_newborn_is_merged_and_the_engine_lost() {
     merge(&cluster, target, grandchild, 2).await;
     assert_eq!(settle(&cluster, whole).await.len(), 1);
     assert_all_there(&cluster, &ids).await;
+}
+
+/// A child that the merged shard has split off since has a file, the merged shard has none: what it took
+/// in is still needed, though the child owns its first key at a later version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merged_shard_that_was_split_again_survives_the_loss_of_the_state_engine() {
+    for earlier in [0, 1, 1 << 80] {
+        let mut cluster = TestCluster::start_with(3, still()).await;
+        let (target, source, whole, mut ids) = neighbours(&cluster, "again").await;
+        make_files(&cluster, source).await;
+        make_files(&cluster, target).await;
+        ids.extend(load(&cluster, 500, 40).await);
+        let leader = cluster.leader_of(source).await;
+        let state = cluster.nodes[leader].host().replica(source).unwrap().state();
+        let at = Key(state.descriptor.range.start.0 - earlier);
+        merge(&cluster, target, source, 1).await;
+        ids.extend(load(&cluster, 1_000, 40).await);
+        let child = split_at(&cluster, target, 7, Some(at)).await;
+        ids.extend(load(&cluster, 1_100, 40).await);
+        settle(&cluster, whole).await;
+        make_files(&cluster, child).await;
+        for round in 0..2 {
+            for number in 0..3 {
+                cluster.nodes[number].crash(true).await;
+                cluster.nodes[number].disk.state = Arc::new(MemoryState::new());
+            }
+            if round == 1 {
+                cluster.config = busy();
+            }
+            for number in 0..3 {
+                cluster.restart(number).await;
+            }
+            assert_eq!(settle(&cluster, whole).await.len(), 2, "round {round}, {earlier} earlier");
+            assert_all_there(&cluster, &ids).await;
+        }
+        for node in &cluster.nodes {
+            let is_gone = || node.disk.log.group(group(source)).is_none().then_some(());
+            eventually("what the merge has left goes", is_gone).await;
+        }
+    }
 }
 
 /// Both the state and the log of the source are lost where the target has yet to take it in: that

@@ -11,7 +11,7 @@ use anchorhold_consensus::{
 };
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome};
 use anchorhold_model::{
-    AnchorId, Command, KeyRange, OperationId, Outcome, Rejection, RequestId, ShardId, Write,
+    AnchorId, Command, Key, KeyRange, OperationId, Outcome, Rejection, RequestId, ShardId, Write,
 };
 use anchorhold_storage::{GroupId, LogStore as _, MemoryState};
 
@@ -83,8 +83,18 @@ async fn reserve(cluster: &TestCluster, number: u128) -> ShardId {
     }
 }
 
-/// Splits a shard at its median; repeated until it is done, like whoever is asked to.
+/// Splits a shard at its median.
 pub(crate) async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -> ShardId {
+    split_at(cluster, shard, number, None).await
+}
+
+/// Splits a shard; repeated until it is done, like whoever is asked to.
+pub(crate) async fn split_at(
+    cluster: &TestCluster,
+    shard: ShardId,
+    number: u128,
+    at: Option<Key>,
+) -> ShardId {
     let child = reserve(cluster, number).await;
     let mut epoch = None;
     let done = async {
@@ -94,7 +104,7 @@ pub(crate) async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -
             let Some(replica) = running.host.replica(shard) else { continue };
             let epoch = *epoch.get_or_insert(replica.state().descriptor.epoch);
             let timeout = Duration::from_secs(5);
-            match running.host.split(shard, epoch, None, child, timeout).await {
+            match running.host.split(shard, epoch, at, child, timeout).await {
                 Ok(SplitDone { child: made, .. }) => {
                     assert_eq!(made.shard_id, child);
                     return;
@@ -114,7 +124,10 @@ pub(crate) async fn split(cluster: &TestCluster, shard: ShardId, number: u128) -
 
 /// Waits until every running node holds the same replicas, and each shard's replicas hold the same;
 /// their ranges cover all keys that the first shard owned, once.
-pub(crate) async fn settle(cluster: &TestCluster, whole: KeyRange) -> BTreeMap<ShardId, ReplicaDigest> {
+pub(crate) async fn settle(
+    cluster: &TestCluster,
+    whole: KeyRange,
+) -> BTreeMap<ShardId, ReplicaDigest> {
     let mut last = String::new();
     let agreed = async {
         loop {

@@ -1,5 +1,5 @@
-use super::overlay::Overlay;
 use super::Records;
+use super::overlay::Overlay;
 use crate::{Command, Frozen, MergeStep, Merged, Merging, Outcome, Rejection, RequestId};
 
 /// Attempts that a target remembers having absorbed: far more than can be asked for late, because
@@ -22,7 +22,8 @@ impl<R: Records> Overlay<'_, R> {
             MergeStep::Forgo { merge } => self.forgo(*merge),
             MergeStep::Thaw { merge } => {
                 let shard = &mut self.changes.shard;
-                if matches!(shard.merging, Some(Merging::Frozen { merge: at, .. }) if at == *merge) {
+                if matches!(shard.merging, Some(Merging::Frozen { merge: at, .. }) if at == *merge)
+                {
                     shard.merging = None;
                 }
                 Outcome::Merged(Merged::Ready)
@@ -69,8 +70,7 @@ impl<R: Records> Overlay<'_, R> {
             return self.stale_epoch();
         }
         let (own, other) = (&shard.descriptor, &source.state.descriptor);
-        let is_awaited =
-            shard.merging == Some(Merging::Awaits { merge, source: other.shard_id });
+        let is_awaited = shard.merging == Some(Merging::Awaits { merge, source: other.shard_id });
         let is_frozen =
             source.state.merging == Some(Merging::Frozen { merge, target: own.shard_id });
         let fits = own.range.end == Some(other.range.start)

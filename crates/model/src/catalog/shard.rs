@@ -101,9 +101,7 @@ impl Draft<'_> {
         descriptor: &ShardDescriptor,
     ) -> Result<CatalogOutcome, CatalogRejection> {
         let shard_id = descriptor.shard_id;
-        let is_merged_now = |change: &CatalogChange| {
-            matches!(change, CatalogChange::ShardMerged(merged, _) if *merged == shard_id)
-        };
+        let is_merged_now = |change: &CatalogChange| matches!(change, CatalogChange::ShardMerged(merged, _) if *merged == shard_id);
         if self.state.removed_shards.contains(&shard_id) || self.changes.iter().any(is_merged_now) {
             return Err(CatalogRejection::ShardRemoved { shard_id });
         }

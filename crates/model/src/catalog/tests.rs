@@ -654,7 +654,8 @@ fn a_merged_shard_ends_what_became_part_of_it() {
     for (instance, zone) in [(1, "a"), (2, "b"), (3, "c")] {
         run(&mut state, register(instance, zone));
     }
-    let CatalogOutcome::AccountCreated { shards, .. } = run(&mut state, create(1, "a", &[3, 6])) else {
+    let CatalogOutcome::AccountCreated { shards, .. } = run(&mut state, create(1, "a", &[3, 6]))
+    else {
         panic!("no account")
     };
     let [first, second, third] = shards[..] else { panic!("{shards:?}") };
@@ -695,7 +696,9 @@ fn a_merged_shard_ends_what_became_part_of_it() {
     assert_eq!(state.shard_of(stale.range.start).map(|shard| shard.shard_id), Some(shard_id));
     // A shard that the catalog hears of after its end only.
     let reserved = run(&mut state, CatalogCommand::ReserveShard { request_id: RequestId(41) });
-    let CatalogOutcome::ShardReserved { shard_id: unknown } = reserved else { panic!("{reserved:?}") };
+    let CatalogOutcome::ShardReserved { shard_id: unknown } = reserved else {
+        panic!("{reserved:?}")
+    };
     let (left, right) = child.split(Key(child.range.start.0 + 50), unknown);
     let again = left.merge(&right);
     tell(&mut state, &[&again]);

@@ -654,8 +654,11 @@ fn small_neighbours_merge_only_if_asked_and_on_the_same_nodes() {
 fn nothing_is_merged_while_anything_is_repaired() {
     let shards = "s1 c1 n1* n2 n3 size=1 range=0..5\ns2 c1 n1 n2* n3 size=1 range=5..9\n\
                   s3 c1 n4* n5 n6 size=30 range=9..";
-    let config =
-        PlacementConfig { merges: true, balance_band_permille: 1_000, ..PlacementConfig::default() };
+    let config = PlacementConfig {
+        merges: true,
+        balance_band_permille: 1_000,
+        ..PlacementConfig::default()
+    };
     let merged = expect![[r#"
         s2@1.1.1 merge into s1: small neighbours
     "#]];

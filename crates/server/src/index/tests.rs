@@ -203,9 +203,10 @@ fn dedup_entries_that_a_sweep_erased_are_not_swept_again() {
         let operations = operations.into_iter().map(|(item, kept)| ((id, operation(item)), kept));
         let operations = operations.collect();
         let shard = bench.state.clone();
-        bench
-            .indexes
-            .applied(SHARD, &Changes { anchors: BTreeMap::new(), operations, shard, child: None, absorbed: None });
+        bench.indexes.applied(
+            SHARD,
+            &Changes { anchors: BTreeMap::new(), operations, shard, child: None, absorbed: None },
+        );
     };
     with(&mut bench, (0..5).map(|item| (item, Some(record(10)))).collect());
     with(&mut bench, vec![(3, None), (1, None)]);
