@@ -340,7 +340,7 @@ impl Host {
             state.merging, Some(Merging::Frozen { merge, .. }) if merge == attempt
         );
         let all_hold = replica.members_that_hold(index).into_iter().all(|(_, holds)| holds);
-        (is_frozen && all_hold).then(|| Frozen { state, term, index })
+        (is_frozen && all_hold).then_some(Frozen { state, term, index })
     }
 }
 

@@ -61,7 +61,14 @@ impl Core {
             Some(_) => return Err(NotMerged::Yet("another merge of it is under way".to_owned())),
             None => RequestId(self.random()),
         };
-        let tried = self.try_merge(&replica, target, attempt).await;
+        let is_frozen = replica.state().is_frozen();
+        let ready = self.begin_merge(&replica, target, attempt).await;
+        let tried = match ready {
+            // Nothing has begun: nothing is to be undone.
+            Err(why) if !is_frozen => return Err(why),
+            Err(why) => Err(why),
+            Ok(neighbour) => self.try_merge(&replica, &neighbour, attempt).await,
+        };
         let result = match tried {
             Ok(()) => Ok(()),
             Err(why) => match self.settle(&replica, target, attempt).await {
@@ -75,13 +82,14 @@ impl Core {
         result
     }
 
-    async fn try_merge(
+    /// Lets the target wait, if both are ready. A target that refuses does not wait; one that does not
+    /// answer may, and gives that up by itself.
+    async fn begin_merge(
         &self,
         replica: &Arc<Replica>,
         target: ShardId,
         merge: RequestId,
-    ) -> Result<(), NotMerged> {
-        let deadline = self.deadline(ATTEMPT_TIMEOUT);
+    ) -> Result<Arc<ShardDescriptor>, NotMerged> {
         let source = replica.shard_id();
         let state = replica.state();
         let is_missing = || NotMerged::Ever(format!("there is no shard {target}"));
@@ -89,9 +97,20 @@ impl Core {
         check_neighbours(&neighbour, &state.descriptor)?;
         self.host.may_merge(source).map_err(|why| NotMerged::Yet(why.to_owned()))?;
         let step = MergeStep::Await { merge, source };
-        self.ask_target(&neighbour, step, &deadline).await?;
+        self.ask_target(&neighbour, step, &self.deadline(ATTEMPT_TIMEOUT)).await?;
+        Ok(neighbour)
+    }
+
+    async fn try_merge(
+        &self,
+        replica: &Arc<Replica>,
+        neighbour: &Arc<ShardDescriptor>,
+        merge: RequestId,
+    ) -> Result<(), NotMerged> {
+        let deadline = self.deadline(ATTEMPT_TIMEOUT);
+        let (source, target) = (replica.shard_id(), neighbour.shard_id);
         let step = MergeStep::Freeze { merge, target };
-        let epoch = state.descriptor.epoch;
+        let epoch = replica.state().descriptor.epoch;
         let frozen = self.host.merge_step(source, epoch, step, deadline.remaining()).await;
         frozen.map_err(|error| NotMerged::Yet(why(&error)))?;
         let held = async {
@@ -106,7 +125,7 @@ impl Core {
         let held = held.map_err(|_| NotMerged::Yet("a member of it does not follow".to_owned()))?;
         let conf_version = neighbour.epoch.conf_version;
         let step = MergeStep::Absorb { merge, source: Box::new(held), conf_version };
-        match self.ask_target(&neighbour, step, &deadline).await? {
+        match self.ask_target(neighbour, step, &deadline).await? {
             Merged::Absorbed { descriptor } => {
                 tracing::info!(%source, into = %target, "the shard is merged");
                 self.routes.learn([*descriptor]);

@@ -83,6 +83,11 @@ fn anchor(item: u32, latitude_deg: f64, expire_time: Option<u64>) -> Arc<Anchor>
     Arc::new(draft.into_anchor(id))
 }
 
+fn no_changes(shard: &ShardState) -> Changes {
+    let (anchors, operations) = (BTreeMap::new(), BTreeMap::new());
+    Changes { anchors, operations, shard: shard.clone(), child: None, absorbed: None }
+}
+
 impl Bench {
     fn new() -> Self {
         let (sender, work) = mpsc::channel();
@@ -109,13 +114,8 @@ impl Bench {
     fn apply(&mut self, time: u64, anchors: &[(AnchorId, Option<Arc<Anchor>>)]) {
         self.state.revision += 1;
         self.state.shard_time = Timestamp(time);
-        let changes = Changes {
-            anchors: anchors.iter().cloned().collect(),
-            operations: BTreeMap::new(),
-            shard: self.state.clone(),
-            child: None,
-            absorbed: None,
-        };
+        let anchors = anchors.iter().cloned().collect();
+        let changes = Changes { anchors, ..no_changes(&self.state) };
         self.indexes.applied(SHARD, &changes);
     }
 
@@ -284,16 +284,9 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
     let (parent, child) = bench.state.descriptor.split(at, ShardId(6));
     let child_state = ShardState { descriptor: child.clone(), ..bench.state.clone() };
     bench.state.descriptor = parent.clone();
-    bench.indexes.applied(
-        SHARD,
-        &Changes {
-            anchors: BTreeMap::new(),
-            operations: BTreeMap::new(),
-            shard: bench.state.clone(),
-            child: Some(Box::new(child_state.clone())),
-            absorbed: None,
-        },
-    );
+    let mut changes = no_changes(&bench.state);
+    changes.child = Some(Box::new(child_state.clone()));
+    bench.indexes.applied(SHARD, &changes);
     // Some move, some go, on either side.
     for item in (0..300).step_by(7) {
         let moved = anchor(item, random.random_range(-80.0..80.0), None);
@@ -306,8 +299,8 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
             Some(moved) => stored.insert(moved.id, Arc::clone(moved)),
             None => stored.remove(&moved.id),
         };
-        let (anchors, operations) = ([(moved.id, change)].into(), BTreeMap::new());
-        let changes = Changes { anchors, operations, shard: state, child: None, absorbed: None };
+        let anchors = [(moved.id, change)].into();
+        let changes = Changes { anchors, ..no_changes(&state) };
         bench.indexes.applied(shard, &changes);
     }
     let check = |bench: &Bench, when: &str| {
@@ -367,16 +360,9 @@ async fn a_merged_shard_finds_what_both_had_before_and_after_its_own_index_is_bu
     bench.run_work();
     bench.state.descriptor = left.merge(&right);
     let frozen = anchorhold_model::Frozen { state: right_state, term: 1, index: 7 };
-    bench.indexes.applied(
-        SHARD,
-        &Changes {
-            anchors: BTreeMap::new(),
-            operations: BTreeMap::new(),
-            shard: bench.state.clone(),
-            child: None,
-            absorbed: Some(Box::new(frozen)),
-        },
-    );
+    let mut changes = no_changes(&bench.state);
+    changes.absorbed = Some(Box::new(frozen));
+    bench.indexes.applied(SHARD, &changes);
     bench.indexes.removed(ShardId(6));
     // Some of either side move, some go.
     for item in (0..300).step_by(7) {
