@@ -208,9 +208,10 @@ impl Host {
                 parts,
             }),
         };
-        host.spawn(merge::keep);
         host.learn_addresses();
         host.open_known_replicas().await?;
+        // Only now: a source that is not open yet is not missing.
+        host.spawn(merge::keep);
         host.parts().seams.log.unknown_groups_are_noted();
         host.spawn(|host| host.reconcile_forever());
         host.spawn(membership::keep);

@@ -23,7 +23,7 @@ use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::birth::{self, Births};
 use crate::digest::Wanted;
@@ -81,6 +81,8 @@ pub(crate) struct MachineShared {
     /// The shard's state alone, for readers. Of no meaning in the catalog.
     pub(crate) shard: ArcSwap<ShardState>,
     pub(crate) applied: watch::Sender<Applied>,
+    /// Set when the replica stops: nothing that is waited for comes any more.
+    pub(crate) stopping: watch::Sender<bool>,
     /// The catalog's state; `None` in a shard.
     pub(crate) catalog: Option<Arc<watch::Sender<Arc<CatalogState>>>>,
     #[cfg(feature = "chaos")]
@@ -155,6 +157,13 @@ impl MachineShared {
         }
     }
 
+    /// Comes back when the replica stops.
+    pub(crate) async fn stopped(&self) -> io::Error {
+        // The sender lies beside: it does not go before.
+        drop(self.stopping.subscribe().wait_for(|stops| *stops).await);
+        io::Error::other("the replica stops")
+    }
+
     /// Makes a header visible to readers and wakes who waits for it.
     pub(crate) fn publish(&self, header: Header) {
         let applied = Applied {
@@ -216,6 +225,8 @@ pub(crate) struct Machine {
     durable: watch::Receiver<u64>,
     /// Told when a snapshot has replaced the records as a whole.
     replaced: Box<dyn Fn() + Send + Sync>,
+    /// Dropped with the machine: from then on nothing is applied.
+    _alive: Option<oneshot::Sender<()>>,
 }
 
 impl Machine {
@@ -225,13 +236,25 @@ impl Machine {
         durable: watch::Receiver<u64>,
         replaced: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        Self { shared, listener, durable, replaced }
+        Self { shared, listener, durable, replaced, _alive: None }
+    }
+
+    /// Gives what ends when nothing is applied by this machine any more: openraft lets one that is shut
+    /// down go through what was handed to it before.
+    pub(crate) fn watched(mut self) -> (Self, oneshot::Receiver<()>) {
+        let (alive, ended) = oneshot::channel();
+        self._alive = Some(alive);
+        (self, ended)
     }
 
     pub(crate) async fn apply_entry(&mut self, entry: Entry) -> io::Result<Reply> {
         let index = entry.log_id.index;
-        let waited = self.durable.wait_for(|end| index < *end).await.map(|end| *end);
-        let durable_end = waited.map_err(|_| io::Error::other("the log was closed"))?;
+        let durable_end = tokio::select! {
+            waited = self.durable.wait_for(|end| index < *end) => {
+                waited.map(|end| *end).map_err(|_| io::Error::other("the log was closed"))?
+            }
+            stopped = self.shared.stopped() => return Err(stopped),
+        };
         let mut header = Header::clone(&self.shared.header.load());
         // openraft's suite applies entries that no log has; its gate is open beyond all of them.
         let has_log = durable_end != u64::MAX;
@@ -302,7 +325,10 @@ impl Machine {
         });
         let is_split = birth.is_some();
         if let Some(source) = &changes.absorbed {
-            self.shared.merges.take_in(self.shared.group, source).await?;
+            tokio::select! {
+                taken = self.shared.merges.take_in(self.shared.group, source) => taken?,
+                stopped = self.shared.stopped() => return Err(stopped),
+            }
             let index = header.applied.map_or(0, |(_, index)| index);
             let source = &source.state.descriptor;
             rows.extend(self.shared.births.adopt(source.shard_id, self.shared.shard_id));

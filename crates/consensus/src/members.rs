@@ -148,7 +148,13 @@ impl Host {
         if base.id_on(node).is_some() {
             return Ok(());
         }
+        let version = replica.state().descriptor.epoch.version;
         self.seed(replica, node, replica_id).await.map_err(refused)?;
+        let state = replica.state();
+        if state.merging.is_some() || state.descriptor.epoch.version != version {
+            // It was given a beginning that what comes next may not follow from.
+            return Err(refused("the shard was split or merged meanwhile"));
+        }
         let nodes = BTreeMap::from([(replica_id.0, PeerNode { node_id: node.0 })]);
         base.change(replica, ChangeMembers::AddNodes(nodes)).await
     }

@@ -131,11 +131,19 @@ impl Merges {
         let (done, taken) = oneshot::channel();
         let source = Box::new(source.clone());
         self.ask(Errand::TakeIn { target, source, done })?;
-        taken.await.map_err(|_| io::Error::other("the node is stopping"))
+        match taken.await {
+            Ok(()) => Ok(()),
+            // Whoever does not give it ends the replica.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Has the node stop what a shard supersedes, and names it.
     pub(crate) async fn give_up(&self, by: &ShardDescriptor) -> io::Result<Vec<ShardDescriptor>> {
+        if self.inbox.lock().is_some() {
+            // No node is there yet, and so no other replica that could be in the way.
+            return Ok(Vec::new());
+        }
         let (done, given_up) = oneshot::channel();
         self.ask(Errand::GiveUp { by: Box::new(by.clone()), done })?;
         given_up.await.map_err(|_| io::Error::other("the node is stopping"))
@@ -193,8 +201,11 @@ impl Host {
         let shard = source.state.descriptor.shard_id;
         let taken = match self.open_source(&source.state.descriptor).await {
             Some(replica) => {
-                self.withdraw(&replica, "its keys go to another shard").await;
-                finish(&self, &replica, &source).await
+                if self.withdraw(&replica, "its keys go to another shard").await {
+                    finish(&self, &replica, &source).await
+                } else {
+                    Err("its replica was removed meanwhile".to_owned())
+                }
             }
             None => Err("there is no replica of it here".to_owned()),
         };
@@ -217,12 +228,45 @@ impl Host {
                 }
                 if let Some(replica) = self.replica_of_group(target) {
                     replica.close();
+                    // It applies nothing any more, and others must lead. That ends the wait, too.
+                    replica.stop("it cannot take in what its shard has taken in").await;
                 }
-                // The entry is never applied here: whoever waits for that does so to the node's end.
-                std::future::pending::<()>().await;
                 drop(done);
             }
         }
+    }
+
+    /// Whether a shard here may yet have to take another one in, which therefore has to stay: its left
+    /// neighbour, or one that owns some of its keys from before it was born, stands before what the
+    /// catalog or the other one knows of it.
+    pub(crate) fn is_needed(&self, source: &ShardDescriptor, not_by: ShardId) -> bool {
+        let catalog = self.catalog().borrow().clone();
+        let target = self.replica(source.shard_id).and_then(|replica| {
+            let merging = replica.state().merging;
+            let Some(Merging::Frozen { merge, target }) = merging else { return None };
+            Some((merge, target))
+        });
+        let may_need = |whole: &ShardDescriptor, has_absorbed: &dyn Fn(RequestId) -> bool| {
+            let is_left = whole.range.end == Some(source.range.start);
+            let is_ancestor = whole.range.overlaps(&source.range) && !whole.supersedes(source);
+            let known = catalog.shards.get(&whole.shard_id);
+            let is_behind = known.is_none_or(|known| whole.epoch.version < known.epoch.version);
+            let is_awaited = target
+                .is_some_and(|(merge, target)| target == whole.shard_id && !has_absorbed(merge));
+            whole.shard_id != source.shard_id
+                && whole.shard_id != not_by
+                && (is_awaited || (is_left || is_ancestor) && is_behind)
+        };
+        let is_needed_by_open = self.replicas().iter().any(|replica| {
+            let state = replica.state();
+            may_need(&state.descriptor, &|merge| state.absorbed.contains(&merge))
+        });
+        is_needed_by_open
+            || self.waiting_groups().into_iter().any(|group| {
+                let standing = Standing::read(self.parts(), group).ok();
+                let waiting = standing.and_then(|standing| standing.descriptor().cloned());
+                waiting.is_some_and(|whole| may_need(&whole, &|_| false))
+            })
     }
 
     /// The source's replica, once it is open: at a start it may have to wait for a parent, or to be
@@ -235,7 +279,7 @@ impl Host {
             }
             let may_come = self.is_waiting(group_of(source))
                 || self.births().of(source.shard_id).is_some()
-                || self.is_taken(source);
+                || self.is_taken_by(source, |other| !other.supersedes(source));
             waited += 1;
             if waited == OPEN_LOOKS {
                 tracing::warn!(shard = %source.shard_id, "a merge waits for its source to open here");
@@ -253,11 +297,13 @@ impl Host {
         let mut ended: Vec<ShardDescriptor> = Vec::new();
         for replica in self.replicas() {
             let descriptor = replica.state().descriptor.clone();
-            if by.supersedes(&descriptor) {
-                self.withdraw(&replica, "its keys are another shard's").await;
+            if by.supersedes(&descriptor)
+                && self.withdraw(&replica, "its keys are another shard's").await
+            {
                 ended.push(descriptor);
             }
         }
+        let _opening = self.opening().await;
         for group in self.waiting_groups() {
             let standing = Standing::read(self.parts(), group).ok();
             let descriptor = standing.and_then(|standing| standing.descriptor().cloned());
@@ -392,18 +438,34 @@ async fn finish(host: &Host, replica: &Replica, source: &Frozen) -> Result<(), S
     }
     let parts = host.parts();
     let log = GroupLogStorage::new(shared.log.clone(), shared.group, parts.seams.exit.clone());
-    let entries = log.entries(applied, source.index + 1).map_err(|error| error.to_string())?;
+    let entries = match log.entries(applied, source.index + 1) {
+        Ok(entries) => entries,
+        Err(error) => {
+            parts
+                .seams
+                .exit
+                .exit(&format!("the log of a shard that is merged cannot be read: {error}"));
+            return Err(error.to_string());
+        }
+    };
     let last = entries.last().map(|entry| (entry.log_id.leader_id.term, entry.log_id.index));
     if last != Some((source.term, source.index)) {
         return Err(format!("its log here ends at {last:?}, before the merge"));
     }
     let durable = log.durable();
     let listener = parts.listener.clone();
+    // The replica's own machine has ended; this one takes its place for these entries.
+    shared.stopping.send_replace(false);
     let mut machine = Machine::new(shared.clone(), listener, durable, Box::new(|| {}));
+    let mut applied = Ok(());
     for entry in entries {
-        machine.apply_entry(entry).await.map_err(|error| error.to_string())?;
+        applied = machine.apply_entry(entry).await.map(drop);
+        if applied.is_err() {
+            break;
+        }
     }
-    Ok(())
+    shared.stopping.send_replace(true);
+    applied.map_err(|error| error.to_string())
 }
 
 /// Lets go what is left of shards whose keys are in their targets' files by now, or whose targets
@@ -451,9 +513,6 @@ impl Host {
         if !catalog.merged_shards.contains_key(&shard) {
             return false;
         }
-        let is_known = self.replica(shard).is_some()
-            || self.births().of(shard).is_some()
-            || self.merges().is_ended(shard);
         // One that is behind may bring it to life again, and then needs its log.
         let is_behind = |whole: &Arc<Replica>| {
             let known = catalog.shards.get(&whole.shard_id());
@@ -466,7 +525,11 @@ impl Host {
                 .waiting_groups()
                 .iter()
                 .any(|one| catalog.is_part_of(shard, ShardId(one.shard)));
-        !is_known && !may_come
+        // Read last: an entry that is applied meanwhile notes it before anything else here changes.
+        let is_known = self.replica(shard).is_some()
+            || self.births().of(shard).is_some()
+            || self.merges().is_ended(shard);
+        !may_come && !is_known
     }
 
     /// Removes the log and the files of a shard whose rows are another's. Its card stays: no older
@@ -486,6 +549,7 @@ impl Host {
         let rows =
             [keys::header(shard), keys::birth(shard), keys::remains(shard)].map(|key| (key, None));
         seams.state.commit(Batch { rows: rows.into() })?;
+        self.births().forget(shard);
         self.merges().remains.lock().remove(&shard);
         Ok(())
     }

@@ -27,9 +27,7 @@ use anchorhold_storage::{GroupId, LogStore, StateError};
 use arc_swap::ArcSwap;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
-#[cfg(feature = "chaos")]
-use tokio::sync::oneshot;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::birth::Births;
 use crate::error::ProposeError;
@@ -118,6 +116,8 @@ pub struct Replica {
     group: GroupId,
     replica_id: ReplicaId,
     raft: Raft,
+    /// Ends with the state machine.
+    machine_ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     shared: Arc<MachineShared>,
     applied: watch::Receiver<Applied>,
     proposer: Proposer,
@@ -187,6 +187,7 @@ fn open_shared(parts: &NodeParts, group: GroupId) -> Result<MachineShared, State
         shard: ArcSwap::from_pointee(initial.shard.clone().unwrap_or_else(catalog_shard)),
         header: ArcSwap::from_pointee(initial),
         applied: watch::Sender::new(Applied::default()),
+        stopping: watch::Sender::new(false),
         catalog: (shard_id == ShardId::CATALOG).then(|| parts.catalog.clone()),
         #[cfg(feature = "chaos")]
         hooks: parts.seams.hooks.clone(),
@@ -287,6 +288,7 @@ impl Replica {
             durable(parts, &log),
             Box::new(move || replaced.send_modify(|count| *count += 1)),
         );
+        let (machine, machine_ended) = machine.watched();
         let read_rounds = Arc::new(AtomicU64::new(0));
         let network = Network {
             group,
@@ -326,6 +328,7 @@ impl Replica {
             freshness: Freshness::new(parts.seams.clock.clone()),
             applied: shared.applied.subscribe(),
             raft: raft.clone(),
+            machine_ended: tokio::sync::Mutex::new(Some(machine_ended)),
             shared,
             peers: parts.peers.clone(),
             seams: parts.seams.clone(),
@@ -729,11 +732,23 @@ impl Replica {
         }
     }
 
-    /// Stops the replica.
+    /// Whether it was stopped: its rows may be another's, or gone.
+    pub fn is_stopped(&self) -> bool {
+        self.check_stopped().is_err()
+    }
+
+    /// Stops the replica. When this comes back it writes nothing to the state any more.
     pub(crate) async fn stop(&self, reason: &str) {
         self.stopped.store(Arc::new(reason.to_owned()));
+        self.shared.stopping.send_replace(true);
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.group.shard, %error, "the replica did not stop cleanly");
         }
+        let mut ended = self.machine_ended.lock().await;
+        if let Some(ended) = ended.take() {
+            drop(ended.await);
+        }
+        // What was being copied out of it is not finished.
+        *self.shared.cut.lock() = None;
     }
 }

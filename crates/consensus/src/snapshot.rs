@@ -176,7 +176,8 @@ impl SnapshotBuilder {
     pub(crate) fn begin(shared: &Arc<MachineShared>) -> Option<Self> {
         let mut cut = shared.cut.lock();
         // A newborn's beginning lies in this replica's file and log as they are.
-        if cut.is_some() || shared.births.is_parent(shared.shard_id) {
+        let stops = *shared.stopping.borrow();
+        if cut.is_some() || stops || shared.births.is_parent(shared.shard_id) {
             return None;
         }
         let header = Header::clone(&shared.header.load());
@@ -323,7 +324,10 @@ pub(crate) async fn install(
     let content: SnapshotContent =
         wire::decode("a snapshot's header", &file.header.meta).map_err(io::Error::other)?;
     let ended = match &content.shard {
-        Some(shard) => shared.merges.give_up(&shard.descriptor).await?,
+        Some(shard) => tokio::select! {
+            ended = shared.merges.give_up(&shard.descriptor) => ended?,
+            stopped = shared.stopped() => return Err(stopped),
+        },
         None => Vec::new(),
     };
     let ended_ids: Vec<ShardId> = ended.iter().map(|shard| shard.shard_id).collect();

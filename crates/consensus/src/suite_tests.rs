@@ -92,6 +92,7 @@ impl StoreBuilder<TypeConfig, GroupLogStorage, Machine, tempfile::TempDir> for B
             shard: ArcSwap::from_pointee(shard.clone()),
             header: ArcSwap::from_pointee(Header { shard: Some(shard), ..Header::default() }),
             applied: watch::Sender::new(Applied::default()),
+            stopping: watch::Sender::new(false),
             catalog: None::<Arc<watch::Sender<Arc<CatalogState>>>>,
             #[cfg(feature = "chaos")]
             hooks: crate::hooks::Hooks::default(),

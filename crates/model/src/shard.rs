@@ -93,6 +93,8 @@ pub struct ShardState {
     pub merging: Option<Merging>,
     /// Merges by which it took a neighbour in, the last ones: whoever asks late learns of it.
     pub absorbed: Vec<RequestId>,
+    /// Merges that it will not take part in, as their target: whatever of them comes late is refused.
+    pub forgone: Vec<RequestId>,
 }
 
 /// A shard's part in a merge. A merge's id is that of one attempt: random, never used again.
@@ -335,6 +337,7 @@ impl ShardState {
             retired: false,
             merging: None,
             absorbed: Vec::new(),
+            forgone: Vec::new(),
         }
     }
 }

@@ -87,6 +87,8 @@ impl Core {
         let mut contributions = Contributions::default();
         let mut results: Vec<Option<Result<Outcome, ShardError>>> = vec![None; writes.len()];
         let mut open: Vec<usize> = (0..writes.len()).collect();
+        // Of these a try at a shard that has changed since may have taken effect.
+        let mut unknown: BTreeSet<usize> = BTreeSet::new();
         for _ in 0..ROUTINGS_MAX {
             let (chunks, lost) = self.chunks(&writes, &open);
             for item in lost {
@@ -108,7 +110,10 @@ impl Core {
                             results[item] = Some(Ok(outcome));
                         }
                     }
-                    Err(ShardError::StaleEpoch { .. }) => open.extend(items),
+                    Err(ShardError::StaleEpoch { maybe_done, .. }) => {
+                        unknown.extend(items.iter().filter(|_| maybe_done));
+                        open.extend(items);
+                    }
                     Ok(_) => set_all(&mut results, &items, &unexpected()),
                     Err(error) => set_all(&mut results, &items, &error),
                 }
@@ -117,8 +122,11 @@ impl Core {
                 break;
             }
         }
-        let results = results.into_iter().map(|result| match result {
+        let results = results.into_iter().enumerate().map(|(item, result)| match result {
             Some(Ok(outcome)) => Ok(outcome),
+            Some(Err(_)) | None if unknown.contains(&item) => {
+                Err(self.failure(&ShardError::OutcomeUnknown, None))
+            }
             Some(Err(error)) => Err(self.failure(&error, None)),
             None => Err(Failure::new(Reason::StaleEpoch, "the shards keep changing; try again")),
         });

@@ -69,12 +69,13 @@ impl Core {
                 Err(error) => error,
             };
             match &error {
-                ShardError::StaleEpoch { descriptors } => {
+                ShardError::StaleEpoch { descriptors, .. } => {
                     if !self.routes.learn(descriptors.iter().cloned()) {
                         // The node that refuses knows no more than this one: it is about to.
                         tokio::time::sleep(PAUSE_MIN.min(deadline.remaining())).await;
                     }
-                    return Err(error);
+                    let descriptors = descriptors.clone();
+                    return Err(ShardError::StaleEpoch { descriptors, maybe_done: tries.unknown });
                 }
                 ShardError::Busy
                 | ShardError::DiskFull

@@ -282,11 +282,13 @@ pub enum ShardError {
         /// Which, if known.
         leader: Option<NodeId>,
     },
-    /// The shard's bounds or members have changed; nothing was done.
+    /// The shard's bounds or members have changed; this try has done nothing.
     #[error("the shard has changed")]
     StaleEpoch {
         /// Every shard that owns a part of the routed range now, as far as the node knows.
         descriptors: Vec<ShardDescriptor>,
+        /// Whether an earlier try of the same write may have taken effect.
+        maybe_done: bool,
     },
     /// The shard cannot be split, or not yet; nothing was done.
     #[error("the shard cannot be split: {reason}")]

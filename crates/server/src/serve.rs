@@ -63,6 +63,10 @@ impl Core {
         // stopped may have seen what is another shard's already.
         self.check_epoch(&replica, epoch, &range)?;
         check_merging(&replica)?;
+        if replica.is_stopped() {
+            // Its rows may have been another's, or nobody's, when it looked.
+            return Err(ShardError::NoReplica);
+        }
         Ok(answer)
     }
 
@@ -105,7 +109,7 @@ impl Core {
         let table = self.routes.table();
         let whole = table.overlapping(range).filter(|shard| !table.is_clipped(shard.shard_id));
         let descriptors = whole.map(|shard| ShardDescriptor::clone(shard)).collect();
-        ShardError::StaleEpoch { descriptors }
+        ShardError::StaleEpoch { descriptors, maybe_done: false }
     }
 
     async fn write(
@@ -341,7 +345,7 @@ impl From<ProposeError> for ShardError {
                 Self::NotLeader { leader: leader.map(|leader| leader.node_id) }
             }
             ProposeError::StaleEpoch { descriptor, .. } => {
-                Self::StaleEpoch { descriptors: vec![*descriptor] }
+                Self::StaleEpoch { descriptors: vec![*descriptor], maybe_done: false }
             }
             ProposeError::Busy { .. } => Self::Busy,
             ProposeError::DiskFull { .. } => Self::DiskFull,

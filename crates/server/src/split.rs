@@ -38,7 +38,8 @@ impl Core {
             Epoch { version: version.unwrap_or(descriptor.epoch.version), ..descriptor.epoch };
         let child = self.reserve_child(shard, epoch, deadline).await?;
         if epoch.version < descriptor.epoch.version {
-            let stale = || self.failure(&ShardError::StaleEpoch { descriptors: Vec::new() }, None);
+            let stale = ShardError::StaleEpoch { descriptors: Vec::new(), maybe_done: false };
+            let stale = || self.failure(&stale, None);
             return self.split_made(shard, child).ok_or_else(stale);
         }
         if let Some(at) = at

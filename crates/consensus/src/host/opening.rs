@@ -53,10 +53,12 @@ impl Host {
 
     /// The same for a snapshot that is about to be taken in: not by what its shard supersedes.
     pub(crate) fn is_taken_for_good(&self, shard: &ShardDescriptor) -> bool {
-        self.is_taken_by(shard, |other| !shard.supersedes(other))
+        self.is_taken_by(shard, |other| {
+            !shard.supersedes(other) || self.is_needed(other, shard.shard_id)
+        })
     }
 
-    fn is_taken_by(
+    pub(crate) fn is_taken_by(
         &self,
         shard: &ShardDescriptor,
         counts: impl Fn(&ShardDescriptor) -> bool,
@@ -83,17 +85,23 @@ impl Host {
     }
 
     /// Takes a replica out of what is open, and stops it. Nothing else takes its keys before whoever
-    /// asked for this says so ([`Self::end`], [`Self::bring_back`]).
-    pub(crate) async fn withdraw(&self, replica: &Arc<Replica>, why: &str) {
+    /// asked for this says so ([`Self::end`], [`Self::bring_back`]). False if somebody else has taken
+    /// it out before.
+    pub(crate) async fn withdraw(&self, replica: &Arc<Replica>, why: &str) -> bool {
         let shard = replica.shard_id();
-        tracing::info!(%shard, replica = %replica.replica_id(), "stopping a replica: {why}");
         {
             let _opening = self.inner.opening.lock().await;
+            let mut replicas = self.inner.replicas.write();
+            if !replicas.get(&shard).is_some_and(|open| Arc::ptr_eq(open, replica)) {
+                return false;
+            }
             let range = replica.state().descriptor.range;
             self.inner.clearing.lock().insert(shard, range);
-            self.inner.replicas.write().remove(&shard);
+            replicas.remove(&shard);
         }
+        tracing::info!(%shard, replica = %replica.replica_id(), "stopping a replica: {why}");
         replica.stop(why).await;
+        true
     }
 
     /// A shard's keys are another's here.
@@ -111,6 +119,11 @@ impl Host {
             self.inner.waiting.lock().insert(birth::group_of(shard));
         }
         self.births().changed.notify_one();
+    }
+
+    /// Held while it is decided what may be open.
+    pub(crate) async fn opening(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.inner.opening.lock().await
     }
 
     /// Replicas that have a file, and that cannot be opened yet.
@@ -136,7 +149,7 @@ impl Host {
             }
             let card = self.known_card(group);
             if card.is_some_and(|card| card.is_gone) {
-                self.erase(group, known_range(parts, group)?).await?;
+                self.erase_gone(group).await?;
                 continue;
             }
             if self.merges().is_ended(ShardId(group.shard)) {
@@ -158,10 +171,17 @@ impl Host {
         // A parent that stands before its split comes before the children that it still contains.
         found.sort_by_key(|one| (one.descriptor.epoch.version, one.group));
         let ready: Vec<bool> = found.iter().map(|one| one.is_ready(&found)).collect();
+        self.bury_newborns(&found, &ready).await?;
         for (one, is_ready) in found.iter().zip(&ready) {
             let takers = found.iter().zip(&ready).filter(|(_, is_ready)| **is_ready);
             let mut takers = takers.map(|(other, _)| &other.descriptor);
-            if takers.any(|other| other.supersedes(&one.descriptor)) {
+            // A shard that another layout replaced has taken nothing in: its versions begin anew.
+            let is_laid_out = |other: &ShardDescriptor| {
+                let catalog = self.catalog().borrow().clone();
+                catalog.removed_shards.contains(&other.shard_id)
+                    && !catalog.merged_shards.contains_key(&other.shard_id)
+            };
+            if takers.any(|other| other.supersedes(&one.descriptor) && !is_laid_out(other)) {
                 // What that one took in is in its file, and what is left of this one can go.
                 tracing::info!(shard = one.group.shard, "another shard here has taken it in");
                 self.bury(one.group).await?;
@@ -174,6 +194,34 @@ impl Host {
         }
         self.births().changed.notify_one();
         Ok(())
+    }
+
+    /// Ends newborns without a file that a replica here has taken in: the state was set back behind that.
+    async fn bury_newborns(&self, found: &[Found], ready: &[bool]) -> Result<(), StateError> {
+        for birth in self.births().all() {
+            let child = self.known_as(&birth);
+            let is_filed = found.iter().any(|one| one.group == birth::group_of(&birth.child));
+            let mut takers = found.iter().zip(ready).filter(|(_, is_ready)| **is_ready);
+            if !is_filed && takers.any(|(other, _)| other.descriptor.supersedes(&child)) {
+                tracing::info!(shard = %child.shard_id, "another shard here has taken it in");
+                self.bury(birth::group_of(&birth.child)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a replica that is gone, its rows only if they are its own still.
+    async fn erase_gone(&self, group: GroupId) -> Result<(), StateError> {
+        let shard = ShardId(group.shard);
+        let state = &self.inner.parts.seams.state;
+        let has_rows = state.get(&keys::header(shard))?.is_some()
+            || state.get(&keys::installing(shard))?.is_some();
+        let range = if has_rows {
+            known_range(&self.inner.parts, group)?
+        } else {
+            anchorhold_model::KeyRange::EMPTY
+        };
+        self.erase(group, range).await
     }
 
     /// A group's card, as far as it can be read.

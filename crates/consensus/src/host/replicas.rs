@@ -82,7 +82,11 @@ impl Host {
             for replica in self.replicas() {
                 let shard_id = replica.shard_id();
                 if catalog.removed_shards.contains(&shard_id) {
-                    if !self.is_to_be_taken_in(catalog, shard_id) {
+                    let is_merged = catalog.merged_shards.contains_key(&shard_id);
+                    let is_needed = is_merged
+                        && (self.is_to_be_taken_in(catalog, shard_id)
+                            || self.is_needed(&replica.state().descriptor, shard_id));
+                    if !is_needed {
                         self.destroy(&replica, "its shard is gone").await?;
                     }
                 } else if let Some(descriptor) = catalog.shards.get(&shard_id)
@@ -197,9 +201,13 @@ impl Host {
             destroyed.map_err(|error| error.to_string())?;
         }
         // What the shard has taken in elsewhere is of no use here without a replica of it.
+        self.may_give_up_for(descriptor)?;
         for ended in self.give_up(descriptor).await {
-            let buried = self.bury(group_of(&ended)).await;
-            buried.map_err(|error| error.to_string())?;
+            if let Err(error) = self.bury(group_of(&ended)).await {
+                let reason = format!("what a merge has left cannot be removed: {error}");
+                self.inner.parts.seams.exit.exit(&reason);
+                return Err(reason);
+            }
             self.end(ended.shard_id);
         }
         let _opening = self.inner.opening.lock().await;
@@ -214,6 +222,19 @@ impl Host {
             Err(error) => return Err(error.to_string()),
         }
         self.begin(descriptor, replica_id, false).await.map_err(|error| error.to_string())
+    }
+
+    /// Whether everything here that a shard supersedes can go.
+    fn may_give_up_for(&self, by: &ShardDescriptor) -> Result<(), String> {
+        let replicas = self.replicas();
+        let mut superseded =
+            replicas.iter().filter(|replica| by.supersedes(&replica.state().descriptor));
+        let needed =
+            superseded.find(|replica| self.is_needed(&replica.state().descriptor, by.shard_id));
+        match needed {
+            Some(needed) => Err(format!("{} has yet to be taken in here", needed.shard_id())),
+            None => Ok(()),
+        }
     }
 
     /// Whether an operator that this node knows of adds a replica with this id here.
@@ -351,15 +372,20 @@ impl Host {
             return Ok(());
         }
         tracing::info!(%shard, replica = %replica.replica_id(), "removing a replica: {why}");
-        let card = Card { is_gone: true, ..self.card_of(replica) };
-        card.write(&self.inner.parts.seams.snapshots, group)?;
         let range = replica.state().descriptor.range;
         {
             let _opening = self.inner.opening.lock().await;
+            let mut replicas = self.inner.replicas.write();
+            if !replicas.get(&shard).is_some_and(|open| Arc::ptr_eq(open, replica)) {
+                // A merge has it.
+                return Ok(());
+            }
             self.inner.clearing.lock().insert(shard, range);
-            self.inner.replicas.write().remove(&shard);
-            self.births().forget(shard);
+            replicas.remove(&shard);
         }
+        let card = Card { is_gone: true, ..self.card_of(replica) };
+        card.write(&self.inner.parts.seams.snapshots, group)?;
+        self.births().forget(shard);
         replica.stop(why).await;
         self.inner.parts.listener.removed(shard);
         self.erase(group, range).await?;

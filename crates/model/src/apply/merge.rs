@@ -2,14 +2,19 @@ use super::Records;
 use super::overlay::Overlay;
 use crate::{Command, Frozen, MergeStep, Merged, Merging, Outcome, Rejection, RequestId};
 
-/// Attempts that a target remembers having absorbed: far more than can be asked for late, because
-/// the catalog knows by then.
-const ABSORBED_MAX: usize = 32;
+/// Attempts that a target remembers having absorbed, and having forgone: far more than can be asked
+/// for late. What a request can be late is bounded by its deadline.
+const REMEMBERED_MAX: usize = 32;
 
 impl<R: Records> Overlay<'_, R> {
     /// Takes one step of a merge. A step that was taken already is answered as if taken now.
     pub(super) fn merge(&mut self, command: &Command, step: &MergeStep) -> Outcome {
         match step {
+            MergeStep::Await { merge, .. } | MergeStep::Absorb { merge, .. }
+                if self.shard().forgone.contains(merge) =>
+            {
+                Outcome::Merged(Merged::Forgone)
+            }
             MergeStep::Await { merge, source } => {
                 self.begin_merge(command, Merging::Awaits { merge: *merge, source: *source })
             }
@@ -76,7 +81,8 @@ impl<R: Records> Overlay<'_, R> {
         let fits = own.range.end == Some(other.range.start)
             && own.class == other.class
             && own.epoch.incarnation == other.epoch.incarnation
-            && own.epoch.conf_version == conf_version;
+            && own.epoch.conf_version == conf_version
+            && own.is_aligned_with(other);
         if !is_awaited || !is_frozen || !fits || self.changes.absorbed.is_some() {
             return Outcome::Rejected(Rejection::InvalidMerge);
         }
@@ -89,10 +95,7 @@ impl<R: Records> Overlay<'_, R> {
         shard.bytes = shard.bytes.saturating_add(source.state.bytes);
         shard.operations = shard.operations.saturating_add(source.state.operations);
         shard.merging = None;
-        shard.absorbed.push(merge);
-        if ABSORBED_MAX < shard.absorbed.len() {
-            shard.absorbed.remove(0);
-        }
+        remember(&mut shard.absorbed, merge);
         self.changes.absorbed = Some(Box::new(source.clone()));
         Outcome::Merged(Merged::Absorbed { descriptor: Box::new(descriptor) })
     }
@@ -105,6 +108,9 @@ impl<R: Records> Overlay<'_, R> {
         if matches!(shard.merging, Some(Merging::Awaits { merge: at, .. }) if at == merge) {
             shard.merging = None;
         }
+        if !shard.forgone.contains(&merge) {
+            remember(&mut shard.forgone, merge);
+        }
         Outcome::Merged(Merged::Forgone)
     }
 
@@ -113,5 +119,12 @@ impl<R: Records> Overlay<'_, R> {
         let descriptor = || Box::new(shard.descriptor.clone());
         let known = shard.absorbed.contains(&merge);
         known.then(|| Outcome::Merged(Merged::Absorbed { descriptor: descriptor() }))
+    }
+}
+
+fn remember(attempts: &mut Vec<RequestId>, merge: RequestId) {
+    attempts.push(merge);
+    if REMEMBERED_MAX < attempts.len() {
+        attempts.remove(0);
     }
 }

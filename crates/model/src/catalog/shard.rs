@@ -133,9 +133,15 @@ impl Draft<'_> {
 impl Draft<'_> {
     /// Takes shards that have become part of one out, and what was under way for them.
     fn end_merged(&mut self, merged: &ShardDescriptor) {
-        let inside = self.state.shards_overlapping(merged.range);
-        for part in inside.filter(|shard| merged.supersedes(shard)) {
-            let shard_id = part.shard_id;
+        let known = self.state.shards_overlapping(merged.range);
+        let known: Vec<ShardId> =
+            known.filter(|shard| merged.supersedes(shard)).map(|shard| shard.shard_id).collect();
+        let new = self.changes.iter().filter_map(|change| {
+            let CatalogChange::Shard(shard) = change else { return None };
+            merged.supersedes(shard).then_some(shard.shard_id)
+        });
+        let all: BTreeSet<ShardId> = known.into_iter().chain(new).collect();
+        for shard_id in all {
             self.changes.push(CatalogChange::ShardMerged(shard_id, merged.shard_id));
             if self.state.operators.contains_key(&shard_id) {
                 self.changes.push(CatalogChange::OperatorFinished(shard_id));

@@ -117,8 +117,13 @@ fn the_targets_log_decides_and_says_the_same_ever_after() {
     let mut forgone = target.clone();
     await_source(&mut forgone);
     assert_eq!(forgo(&mut forgone), Outcome::Merged(Merged::Forgone));
-    assert_eq!(forgone.state, target.state);
-    assert_eq!(rejection(absorb(&mut forgone, &source)), Rejection::InvalidMerge);
+    assert_eq!((forgone.state.merging, &forgone.state.forgone[..]), (None, &[MERGE][..]));
+    let is_forgone = Outcome::Merged(Merged::Forgone);
+    assert_eq!(absorb(&mut forgone, &source), is_forgone);
+    // Nor does it wait again: a step of the attempt that was sent twice comes late.
+    assert_eq!(await_source(&mut forgone), is_forgone);
+    assert_eq!(absorb(&mut forgone, &source), is_forgone);
+    assert_eq!(forgone.state.merging, None);
     // Absorbed first: whoever gives up hears that it is done, also when the shard has gone on.
     let mut merged = target;
     await_source(&mut merged);
@@ -155,10 +160,13 @@ fn only_who_is_awaited_as_it_is_is_absorbed() {
     assert_eq!(refused(&awaiting, &elsewhere), Rejection::InvalidMerge, "another class");
     let stale = MergeStep::Absorb {
         merge: MERGE,
-        source: Box::new(Frozen { state: frozen.state, term: 1, index: 9 }),
+        source: Box::new(Frozen { state: frozen.state.clone(), term: 1, index: 9 }),
         conf_version: awaiting.state.descriptor.epoch.conf_version - 1,
     };
     assert_eq!(rejection(step(&mut awaiting, stale)), Rejection::InvalidMerge, "other members");
+    let mut aside = frozen.clone();
+    aside.state.descriptor.replicas.pop();
+    assert_eq!(refused(&awaiting, &aside), Rejection::InvalidMerge, "on other nodes");
     let at = awaiting.anchors.keys().nth(1).unwrap().key();
     let split = awaiting.run(600, 60, Write::Split { at, child: ShardId(12) });
     assert_eq!(rejection(split), Rejection::Merging);
