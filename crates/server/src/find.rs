@@ -6,7 +6,7 @@
 mod near;
 mod page;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anchorhold_model::{

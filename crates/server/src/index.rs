@@ -21,14 +21,15 @@ use anchorhold_consensus::{Listener, Offload, Replica};
 use anchorhold_geometry::Ecef;
 use anchorhold_localization::{ForestConfig, Neighbor, PositionError};
 use anchorhold_model::{
-    AccountNumber, Anchor, AnchorId, Changes, OperationId, ShardId, ShardState, Space, Timestamp,
+    AccountNumber, Anchor, AnchorId, Changes, Frozen, KeyRange, OperationId, ShardId, ShardState,
+    Space, Timestamp,
 };
 use anchorhold_storage::StateError;
 use metrics::gauge;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use self::contents::{Contents, Due, FrameMerge, Loaded};
+use self::contents::{Contents, Due, FrameMerge, Inheritance, Inherited, Loaded};
 use crate::telemetry::name;
 
 /// The indexes of all shards of this node.
@@ -121,7 +122,7 @@ impl Listener for Indexes {
             self.split(&index, &changes.shard, child);
         }
         if let Some(source) = &changes.absorbed {
-            self.merge(&index, &changes.shard, source.state.descriptor.shard_id);
+            self.merge(&index, &changes.shard, source);
         }
     }
 
@@ -199,20 +200,26 @@ impl Indexes {
 
     /// Gives a shard that has taken another one in an index that searches what both had beside what
     /// changes from now on, until it is built from the records.
-    fn merge(&self, index: &ShardIndex, merged: &ShardState, source: ShardId) {
-        let mut inherited = index.contents.lock().inheritance();
+    fn merge(&self, index: &ShardIndex, merged: &ShardState, source: &Frozen) {
+        let (left, right) = (index.contents.lock().inheritance(), source.state.descriptor.range);
+        let own = KeyRange { end: Some(right.start), ..merged.descriptor.range };
+        // A split a moment ago may have left each with old positions of the other's anchors.
+        let mut both: BTreeMap<Frame, Vec<Inherited>> = BTreeMap::new();
+        let mut add = |inherited: &Inheritance, range: &KeyRange| {
+            for (frame, parts) in inherited.iter() {
+                both.entry(*frame).or_default().extend(parts.iter().map(|one| one.within(range)));
+            }
+        };
+        add(&left, &own);
         let mut ready = index.reached.borrow().ready;
-        match self.shard(source) {
+        match self.shard(source.state.descriptor.shard_id) {
             Some(other) => {
-                let both = Arc::make_mut(&mut inherited);
-                for (frame, snapshots) in other.contents.lock().inheritance().iter() {
-                    both.entry(*frame).or_default().extend(snapshots.iter().cloned());
-                }
+                add(&other.contents.lock().inheritance(), &right);
                 ready &= other.reached.borrow().ready;
             }
             None => ready = false,
         }
-        let contents = Contents::inheriting(self.config, inherited);
+        let contents = Contents::inheriting(self.config, Arc::new(both));
         let merged_index = Arc::new(ShardIndex::new(contents, merged, ready));
         self.shards.write().insert(merged.descriptor.shard_id, Arc::clone(&merged_index));
         if let Some(source) = index.source.get().and_then(Weak::upgrade) {

@@ -48,33 +48,36 @@ pub enum NotMerged {
 }
 
 impl Core {
-    /// Merges a shard that this node leads into another one, or ends an attempt at that which
-    /// someone began.
+    /// Merges a shard that this node leads into another one, or ends an attempt at that which someone
+    /// else began.
     ///
     /// # Errors
     /// [`NotMerged`]; the shard goes on then, unless its target could not be asked.
     pub async fn merge_shard(&self, source: ShardId, target: ShardId) -> Result<(), NotMerged> {
         let replica = self.host.replica(source);
         let replica = replica.ok_or_else(|| NotMerged::Yet("it is not led here".to_owned()))?;
-        let attempt = match replica.state().merging {
-            Some(Merging::Frozen { merge, target: known }) if known == target => merge,
+        match replica.state().merging {
+            None => {}
+            Some(Merging::Frozen { merge, target: known }) if known == target => {
+                // Whoever led before began it. What came of it is found out, never gone on with: steps of
+                // that attempt may still be under way.
+                return match self.settle(&replica, target, merge).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(NotMerged::Yet("an earlier attempt was undone".to_owned())),
+                    Err(error) => Err(unanswered(&error)),
+                };
+            }
             Some(_) => return Err(NotMerged::Yet("another merge of it is under way".to_owned())),
-            None => RequestId(self.random()),
-        };
-        let is_frozen = replica.state().is_frozen();
-        let ready = self.begin_merge(&replica, target, attempt).await;
-        let tried = match ready {
-            // Nothing has begun: nothing is to be undone.
-            Err(why) if !is_frozen => return Err(why),
-            Err(why) => Err(why),
-            Ok(neighbour) => self.try_merge(&replica, &neighbour, attempt).await,
-        };
-        let result = match tried {
+        }
+        let attempt = RequestId(self.random());
+        // Until the target waits nothing has begun, and nothing is to be undone.
+        let neighbour = self.begin_merge(&replica, target, attempt).await?;
+        let result = match self.try_merge(&replica, &neighbour, attempt).await {
             Ok(()) => Ok(()),
             Err(why) => match self.settle(&replica, target, attempt).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(why),
-                Err(error) => Err(NotMerged::Yet(format!("its target does not answer: {error}"))),
+                Err(error) => Err(unanswered(&error)),
             },
         };
         let outcome = if result.is_ok() { "merged" } else { "forgone" };
@@ -275,6 +278,10 @@ fn check_neighbours(target: &ShardDescriptor, source: &ShardDescriptor) -> Resul
         return Err(NotMerged::Yet("the shards do not lie on the same nodes".to_owned()));
     }
     Ok(())
+}
+
+fn unanswered(error: &ShardError) -> NotMerged {
+    NotMerged::Yet(format!("its target does not answer: {error}"))
 }
 
 fn why(error: &MergeError) -> String {

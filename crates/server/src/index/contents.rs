@@ -11,7 +11,9 @@ use anchorhold_geometry::Ecef;
 use anchorhold_localization::{
     ForestConfig, MergeJob, MergedTree, Neighbor, PositionError, PositionIndex, PositionSnapshot,
 };
-use anchorhold_model::{Anchor, AnchorId, Changes, Key, OperationId, RequestId, Timestamp};
+use anchorhold_model::{
+    Anchor, AnchorId, Changes, Key, KeyRange, OperationId, RequestId, Timestamp,
+};
 use anchorhold_storage::StateError;
 
 use super::{Frame, Source};
@@ -30,11 +32,29 @@ pub struct Contents {
 
 /// What is searched of a frame before an index is built: what the shard had before its split, both
 /// sides' anchors, or what the shards had that it was merged from.
-pub type Inheritance = Arc<BTreeMap<Frame, Vec<PositionSnapshot<AnchorId>>>>;
+pub type Inheritance = Arc<BTreeMap<Frame, Vec<Inherited>>>;
+
+/// One snapshot, and the keys that it counts for: it may hold older positions of others.
+#[derive(Clone)]
+pub struct Inherited {
+    range: KeyRange,
+    snapshot: PositionSnapshot<AnchorId>,
+}
+
+impl Inherited {
+    fn whole(snapshot: PositionSnapshot<AnchorId>) -> Self {
+        Self { range: KeyRange::FULL, snapshot }
+    }
+
+    /// The same for the keys of a range only.
+    pub fn within(&self, range: &KeyRange) -> Self {
+        Self { range: self.range.intersect(range), snapshot: self.snapshot.clone() }
+    }
+}
 
 /// What can be found in one frame at one moment.
 pub struct View {
-    snapshots: Vec<PositionSnapshot<AnchorId>>,
+    snapshots: Vec<Inherited>,
     /// Anchors that the snapshots are wrong about, and where they are now.
     changed: BTreeMap<AnchorId, Option<Ecef>>,
 }
@@ -52,8 +72,10 @@ impl View {
         filter: &mut dyn FnMut(AnchorId) -> bool,
     ) -> Result<Vec<Neighbor<AnchorId>>, PositionError> {
         let mut found = Vec::new();
-        for snapshot in &self.snapshots {
-            let mut unchanged = |id| !self.changed.contains_key(&id) && filter(id);
+        for Inherited { range, snapshot } in &self.snapshots {
+            let mut unchanged = |id: AnchorId| {
+                range.contains_id(id) && !self.changed.contains_key(&id) && filter(id)
+            };
             found.extend(snapshot.nearest(position, k, Some(distance_m_max), &mut unchanged)?);
         }
         if self.changed.is_empty() && self.snapshots.len() <= 1 {
@@ -157,7 +179,8 @@ impl Contents {
     pub fn inheritance(&self) -> Inheritance {
         let Some(pending) = &self.pending else {
             let forests = self.forests.iter();
-            let snapshots = forests.map(|(frame, forest)| (*frame, vec![forest.snapshot()]));
+            let snapshots =
+                forests.map(|(frame, forest)| (*frame, vec![Inherited::whole(forest.snapshot())]));
             return Arc::new(snapshots.collect());
         };
         if pending.is_empty() {
@@ -165,7 +188,10 @@ impl Contents {
         }
         let mut points: BTreeMap<Frame, BTreeMap<AnchorId, Ecef>> = BTreeMap::new();
         for (frame, snapshots) in self.inherited.iter() {
-            points.entry(*frame).or_default().extend(snapshots.iter().flat_map(|one| one.iter()));
+            let own = snapshots
+                .iter()
+                .flat_map(|one| one.snapshot.iter().filter(|(id, _)| one.range.contains_id(*id)));
+            points.entry(*frame).or_default().extend(own);
         }
         for (id, place) in pending {
             let Some(frame) = Frame::of(*id) else { continue };
@@ -178,7 +204,7 @@ impl Contents {
         let forest = |(frame, points): (Frame, BTreeMap<AnchorId, Ecef>)| {
             // Positions are checked before they are stored.
             let forest = PositionIndex::from_points(self.config, points.into_iter().collect());
-            forest.ok().map(|forest| (frame, vec![forest.snapshot()]))
+            forest.ok().map(|forest| (frame, vec![Inherited::whole(forest.snapshot())]))
         };
         Arc::new(points.into_iter().filter_map(forest).collect())
     }
@@ -229,7 +255,8 @@ impl Contents {
     pub fn view(&self, frame: Frame) -> View {
         let Some(pending) = &self.pending else {
             let snapshot = self.forests.get(&frame).map(PositionIndex::snapshot);
-            return View { snapshots: snapshot.into_iter().collect(), changed: BTreeMap::new() };
+            let snapshots = snapshot.into_iter().map(Inherited::whole).collect();
+            return View { snapshots, changed: BTreeMap::new() };
         };
         let changed = pending.iter().filter(|(id, _)| Frame::of(**id) == Some(frame));
         let changed = changed.map(|(id, place)| (*id, place.map(|place| place.position)));
