@@ -704,6 +704,14 @@ fn a_merged_shard_ends_what_became_part_of_it() {
     tell(&mut state, &[&again]);
     tell(&mut state, &[&right]);
     assert!(state.is_part_of(unknown, shard_id) && !state.shards.contains_key(&unknown));
+    // And one that it hears of together with its end.
+    let reserved = run(&mut state, CatalogCommand::ReserveShard { request_id: RequestId(42) });
+    let CatalogOutcome::ShardReserved { shard_id: brief } = reserved else {
+        panic!("{reserved:?}")
+    };
+    let (left, right) = again.split(Key(again.range.start.0 + 50), brief);
+    tell(&mut state, &[&right, &left.merge(&right)]);
+    assert!(state.is_part_of(brief, shard_id) && !state.shards.contains_key(&brief));
     let rows = state.rows().map(|(key, value)| (key, value.unwrap()));
     assert_eq!(CatalogState::from_rows(rows).unwrap(), state);
 }
