@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::{ConsensusConfig, MemberChange, Replica};
 use anchorhold_model::{
-    Command, KeyRange, OperationId, ReplicaId, RequestId, ShardDescriptor, ShardId, Write,
+    Command, OperationId, ReplicaId, RequestId, ShardDescriptor, ShardId, Write,
 };
 use anchorhold_proto::peer_v1::peer_client::PeerClient;
 use anchorhold_proto::peer_v1::{CallRequest, PeerHello, SnapshotChunk};
@@ -127,8 +127,8 @@ enum MemberCall {
     Create { descriptor: ShardDescriptor, replica_id: ReplicaId },
 }
 
-/// Receiver, vote (term, replica, whether it leads), digest, length and range.
-type SnapshotHead = (u64, (u64, u64, bool), [u8; 32], u64, Option<KeyRange>);
+/// Receiver, vote (term, replica, whether it leads), digest, length and shard.
+type SnapshotHead = (u64, (u64, u64, bool), [u8; 32], u64, Option<ShardDescriptor>);
 
 const MEMBER_CALL: u32 = 5;
 
@@ -151,18 +151,18 @@ async fn a_snapshot_of_a_later_term_than_its_senders_vote_is_refused_and_ends_no
         cluster_epoch: u32::from(from.identity.cluster_epoch),
         node_id: from.identity.node_id.0,
         target_node_id: to.identity.node_id.0,
-        format_version: 1,
+        format_version: 2,
         address: String::new(),
     };
     let hello: bytes::Bytes = hello.encode_to_vec().into();
     let address = Endpoint::from_shared(format!("http://{}", to.address)).unwrap();
     let mut peer = PeerClient::new(address.connect().await.unwrap());
-    let range = Some(descriptor.range);
+    let shown = Some(descriptor.clone());
     let create = MemberCall::Create { descriptor, replica_id: NEW_ID };
     let content = postcard::to_stdvec(&create).unwrap().into();
     peer.call(CallRequest { hello: hello.clone(), kind: MEMBER_CALL, content }).await.unwrap();
     let term = file.header.position.unwrap().term;
-    let head: SnapshotHead = (NEW_ID.0, (term - 1, 1, true), file.digest.0, file.bytes, range);
+    let head: SnapshotHead = (NEW_ID.0, (term - 1, 1, true), file.digest.0, file.bytes, shown);
     let chunk = SnapshotChunk {
         shard_id: shard.0,
         incarnation: 1,
