@@ -325,6 +325,7 @@ pub(crate) async fn install(
         wire::decode("a snapshot's header", &file.header.meta).map_err(io::Error::other)?;
     let ended = match &content.shard {
         Some(shard) => tokio::select! {
+            biased;
             ended = shared.merges.give_up(&shard.descriptor) => ended?,
             stopped = shared.stopped() => return Err(stopped),
         },
