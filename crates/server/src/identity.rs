@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 pub struct DataDir {
     path: PathBuf,
     /// Held until the process ends or this is dropped.
-    _lock: File,
+    lock: File,
 }
 
 /// Why a data directory cannot be used.
@@ -51,6 +51,14 @@ pub enum DataDirError {
     },
 }
 
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // By name: a process that is being started right now holds a copy of the file for a moment, and
+        // closing this one would not do.
+        drop(self.lock.unlock());
+    }
+}
+
 impl DataDir {
     /// Creates the directory if needed and locks it.
     ///
@@ -66,7 +74,7 @@ impl DataDir {
             .open(path.join("LOCK"))
             .map_err(io)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
             Err(fs::TryLockError::Error(source)) => Err(io(source)),
         }

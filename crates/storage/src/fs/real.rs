@@ -16,10 +16,18 @@ pub struct RealFs;
 
 struct RealFile(fs::File);
 
-/// The open file is the lock: closing it gives the lock back.
-struct RealLock(#[expect(dead_code, reason = "held, never read")] fs::File);
+/// The open file is the lock. It is given back by name: a process that is being started right now holds
+/// a copy of the file for a moment, and closing this one would not do.
+struct RealLock(fs::File);
 
 impl FileLock for RealLock {}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Closing it follows, whatever comes of this.
+        drop(self.0.unlock());
+    }
+}
 
 impl FileSystem for RealFs {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
