@@ -53,13 +53,8 @@ impl Reshaping {
     ) -> anyhow::Result<Self> {
         let made = Arc::<Made>::default();
         let mut tasks = Vec::new();
-        let kinds = [
-            (Change::Split, wanted.split_every),
-            (Change::Merge, wanted.merge_every),
-            (Change::Move, wanted.move_every),
-        ];
-        for (number, (change, every)) in (0..).zip(kinds) {
-            let Some(every) = every else { continue };
+        for (number, change) in (0..).zip(Change::ALL) {
+            let Some(every) = change.every(&wanted) else { continue };
             let (admin, made) = (access.admin(CHANGE_MAX)?, Arc::clone(&made));
             let mut random = StdRng::seed_from_u64(seed ^ number);
             tasks.push(tokio::spawn(async move {
@@ -89,15 +84,9 @@ impl Reshaping {
     }
 
     /// The kinds that are wanted, and how many of each were made so far.
-    pub(super) fn made(&self) -> Vec<(&'static str, u64)> {
-        let kinds = [
-            (Change::Split, self.wanted.split_every, "split"),
-            (Change::Merge, self.wanted.merge_every, "merged"),
-            (Change::Move, self.wanted.move_every, "moved"),
-        ];
-        let wanted = kinds.into_iter().filter(|(_, every, _)| every.is_some());
-        let made = |change: Change| change.count(&self.made).load(Ordering::Relaxed);
-        wanted.map(|(change, _, name)| (name, made(change))).collect()
+    pub(super) fn made(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let wanted = Change::ALL.into_iter().filter(|change| change.every(&self.wanted).is_some());
+        wanted.map(|change| (change.name(), change.count(&self.made).load(Ordering::Relaxed)))
     }
 }
 
@@ -108,6 +97,25 @@ impl Drop for Reshaping {
 }
 
 impl Change {
+    const ALL: [Self; 3] = [Self::Split, Self::Merge, Self::Move];
+
+    fn every(self, wanted: &Reshape) -> Option<Duration> {
+        match self {
+            Self::Split => wanted.split_every,
+            Self::Merge => wanted.merge_every,
+            Self::Move => wanted.move_every,
+        }
+    }
+
+    /// What was done to a shard, in a word.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Merge => "merged",
+            Self::Move => "moved",
+        }
+    }
+
     fn count(self, made: &Made) -> &AtomicU64 {
         match self {
             Self::Split => &made.splits,

@@ -22,6 +22,7 @@ use anchorhold_storage::{
     GroupId, HardState, LogError, LogPosition, LogStore, LogWrite, StateError, StateStore,
 };
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 
@@ -116,21 +117,10 @@ impl Births {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn load(&self, state: &dyn StateStore) -> Result<(), StateError> {
-        let mut failed = None;
-        let (start, end) = keys::replicas();
-        state.scan(&start[..]..&end[..], &mut |key, value| {
-            if let Some(keys::Place::Birth(shard)) = keys::place(key) {
-                match wire::decode::<Birth>("a birth row", value) {
-                    Ok(birth) => drop(self.unsettled.lock().insert(shard, birth)),
-                    Err(error) => {
-                        failed = Some(damaged(error));
-                        return ControlFlow::Break(());
-                    }
-                }
-            }
-            ControlFlow::Continue(())
+        *self.unsettled.lock() = marks(state, "a birth row", |place| {
+            if let keys::Place::Birth(shard) = place { Some(shard) } else { None }
         })?;
-        failed.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Takes a birth in that is about to be committed.
@@ -198,6 +188,35 @@ impl Births {
     pub(crate) fn take_renewal(&self, shard: ShardId) -> bool {
         self.renewing.lock().remove(&shard)
     }
+}
+
+/// The marks of one kind that the state has, by shard.
+///
+/// # Errors
+/// If they cannot be read.
+pub(crate) fn marks<T: DeserializeOwned>(
+    state: &dyn StateStore,
+    what: &'static str,
+    shard_of: impl Fn(keys::Place<'_>) -> Option<ShardId>,
+) -> Result<BTreeMap<ShardId, T>, StateError> {
+    let (mut marks, mut failed) = (BTreeMap::new(), None);
+    let (start, end) = keys::replicas();
+    state.scan(&start[..]..&end[..], &mut |key, value| {
+        let Some(shard) = keys::place(key).and_then(&shard_of) else {
+            return ControlFlow::Continue(());
+        };
+        match wire::decode(what, value) {
+            Ok(mark) => {
+                marks.insert(shard, mark);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failed = Some(damaged(error));
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    failed.map_or(Ok(marks), Err)
 }
 
 /// Begins a newborn's log, as far as that is missing. Raft starts after this only, so whatever else

@@ -14,7 +14,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,21 +97,11 @@ impl Merges {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn load(&self, state: &dyn StateStore) -> Result<(), StateError> {
-        let mut failed = None;
-        let (start, end) = keys::replicas();
-        state.scan(&start[..]..&end[..], &mut |key, value| {
-            if let Some(keys::Place::Remains(shard)) = keys::place(key) {
-                match wire::decode::<Remains>("a row of what remains of a shard", value) {
-                    Ok(remains) => drop(self.remains.lock().insert(shard, remains)),
-                    Err(error) => {
-                        failed = Some(damaged(error));
-                        return ControlFlow::Break(());
-                    }
-                }
-            }
-            ControlFlow::Continue(())
+        let what = "a row of what remains of a shard";
+        *self.remains.lock() = birth::marks(state, what, |place| {
+            if let keys::Place::Remains(shard) = place { Some(shard) } else { None }
         })?;
-        failed.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Whether a shard's keys are another's here, and only its log and file are left.

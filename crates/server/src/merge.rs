@@ -211,10 +211,12 @@ impl Core {
         loop {
             tokio::time::sleep(INTERVAL).await;
             let replicas = self.host.replicas();
-            let led = replicas.iter().filter(|replica| replica.is_leader());
-            let parts: Vec<_> = led
-                .filter_map(|replica| Some((Arc::clone(replica), replica.state().merging?)))
-                .collect();
+            // Nearly none takes part in a merge: who leads is asked of those alone.
+            let parts = replicas.into_iter().filter_map(|replica| {
+                let part = replica.state().merging?;
+                replica.is_leader().then_some((replica, part))
+            });
+            let parts: Vec<_> = parts.collect();
             let now = self.clock.monotonic();
             awaiting.retain(|known, _| {
                 parts.iter().any(|(replica, part)| match part {

@@ -40,10 +40,9 @@ impl Core {
     ) -> Result<ShardReply, ShardError> {
         let replica = self.host.replica(call.shard).ok_or_else(|| self.absent(&call))?;
         self.check_epoch(&replica, call.epoch, &call.range)?;
-        if let ShardRequest::Merge(step) = call.request {
-            return self.take_merge_step(&replica, call.epoch, step, deadline).await;
+        if !matches!(call.request, ShardRequest::Merge(_)) {
+            check_merging(&replica)?;
         }
-        check_merging(&replica)?;
         self.load.count(call.shard, 1);
         let (epoch, range) = (call.epoch, call.range);
         let answer = match call.request {
@@ -57,7 +56,9 @@ impl Core {
             ShardRequest::Get { ids, read } => self.get(&replica, &ids, &read, deadline).await,
             ShardRequest::List(query) => self.list(&replica, &query, deadline).await,
             ShardRequest::Nearest(query) => self.nearest(&replica, &query, deadline).await,
-            ShardRequest::Merge(_) => Err(ShardError::Merging),
+            ShardRequest::Merge(step) => {
+                return self.take_merge_step(&replica, epoch, step, deadline).await;
+            }
         }?;
         // A replica that shrank while it looked has not seen all of the range; one that a merge has
         // stopped may have seen what is another shard's already.

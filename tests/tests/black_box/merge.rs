@@ -1,26 +1,20 @@
 //! Shards merge under a load of the SDK: no error is seen, nothing is lost, answers stay exact.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anchorhold_proto::{Reason, admin_v1, v1};
+use anchorhold_proto::{Reason, admin_v1};
 use anchorhold_tests::cluster::shared;
 use anchorhold_tests::wait::until;
 
 use crate::faults::client;
-use crate::split::{WRITERS, list, listings, nearest, operator, place, queries, shards, writes};
+use crate::split::{check_all, fill, operator, shards, under_load};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_merge_under_load_and_no_client_sees_an_error() {
     let cluster = shared().await;
     let account = cluster.account(4).await.unwrap();
     let (client, admin) = (client(&cluster, &account).await, operator(&cluster));
-    let mut steady = Vec::new();
-    for number in 1_000_000..1_000_400 {
-        let request = v1::CreateAnchorRequest { anchor: Some(place(number)), ..Default::default() };
-        steady.push(client.create_anchor(request).await.unwrap().anchor.unwrap());
-    }
-    let stop = AtomicBool::new(false);
+    let steady = fill(&client, 400).await;
     let merges = async {
         for left in (1..4).rev() {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -43,26 +37,9 @@ async fn shards_merge_under_load_and_no_client_sees_an_error() {
             // Beyond the building of the merged shard's own index.
             tokio::time::sleep(Duration::from_millis(1_300)).await;
         }
-        stop.store(true, Ordering::Relaxed);
     };
-    let writers =
-        futures::future::join_all((0..WRITERS).map(|first| writes(&client, first, &stop)));
-    let (written, listed, asked, ()) =
-        tokio::join!(writers, listings(&client, &steady, &stop), queries(&client, &stop), merges);
-    let gap = written.iter().map(|(_, gap)| *gap).max().unwrap();
-    let mut anchors = steady;
-    anchors.extend(written.into_iter().flat_map(|(written, _)| written));
-    println!(
-        "three merges beside {} anchors written, {listed} listings and {asked} queries: no error, \
-         longest wait of a writer {gap:?}",
-        anchors.len()
-    );
-    let mut expected: Vec<&String> = anchors.iter().map(|anchor| &anchor.id).collect();
-    expected.sort();
-    assert!(list(&client, 100).await.iter().eq(expected), "what was written is what is listed");
-    for number in 0..60 {
-        nearest(&client, &anchors, number * 5, true).await;
-    }
+    let anchors = under_load(&client, steady, merges).await;
+    check_all(&client, &anchors).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,17 +106,57 @@ pub(crate) async fn queries(client: &Client, stop: &AtomicBool) -> u32 {
     number
 }
 
+/// Anchors that are there from the beginning.
+pub(crate) async fn fill(client: &Client, count: u32) -> Vec<v1::Anchor> {
+    let mut steady = Vec::new();
+    for number in 1_000_000..1_000_000 + count {
+        let request = v1::CreateAnchorRequest { anchor: Some(place(number)), ..Default::default() };
+        steady.push(client.create_anchor(request).await.unwrap().anchor.unwrap());
+    }
+    steady
+}
+
+/// Writes, lists and asks until the changes are made: nobody sees an error. All that is stored then.
+pub(crate) async fn under_load(
+    client: &Client,
+    steady: Vec<v1::Anchor>,
+    changes: impl Future<Output = ()>,
+) -> Vec<v1::Anchor> {
+    let stop = AtomicBool::new(false);
+    let changes = async {
+        changes.await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let writers = futures::future::join_all((0..WRITERS).map(|first| writes(client, first, &stop)));
+    let (written, listed, asked, ()) =
+        tokio::join!(writers, listings(client, &steady, &stop), queries(client, &stop), changes);
+    let gap = written.iter().map(|(_, gap)| *gap).max().unwrap();
+    let mut anchors = steady;
+    anchors.extend(written.into_iter().flat_map(|(written, _)| written));
+    println!(
+        "{} anchors written beside {listed} listings and {asked} queries: no error, longest wait \
+         of a writer {gap:?}",
+        anchors.len()
+    );
+    anchors
+}
+
+/// What was written is what is listed, and what is found is exact.
+pub(crate) async fn check_all(client: &Client, anchors: &[v1::Anchor]) {
+    let mut expected: Vec<&String> = anchors.iter().map(|anchor| &anchor.id).collect();
+    expected.sort();
+    assert!(list(client, 100).await.iter().eq(expected), "what was written is what is listed");
+    for number in 0..60 {
+        nearest(client, anchors, number * 5, true).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_splits_under_load_and_no_client_sees_an_error() {
     let cluster = shared().await;
     let account = cluster.account(1).await.unwrap();
     let (client, admin) = (client(&cluster, &account).await, operator(&cluster));
-    let mut steady = Vec::new();
-    for number in 1_000_000..1_000_400 {
-        let request = v1::CreateAnchorRequest { anchor: Some(place(number)), ..Default::default() };
-        steady.push(client.create_anchor(request).await.unwrap().anchor.unwrap());
-    }
-    let stop = AtomicBool::new(false);
+    let steady = fill(&client, 400).await;
     let splits = async {
         for round in 0..3 {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -134,26 +174,9 @@ async fn a_shard_splits_under_load_and_no_client_sees_an_error() {
             // Beyond the building of both sides' own indexes.
             tokio::time::sleep(Duration::from_millis(1_300)).await;
         }
-        stop.store(true, Ordering::Relaxed);
     };
-    let writers =
-        futures::future::join_all((0..WRITERS).map(|first| writes(&client, first, &stop)));
-    let (written, listed, asked, ()) =
-        tokio::join!(writers, listings(&client, &steady, &stop), queries(&client, &stop), splits);
-    let gap = written.iter().map(|(_, gap)| *gap).max().unwrap();
-    let mut anchors = steady;
-    anchors.extend(written.into_iter().flat_map(|(written, _)| written));
-    println!(
-        "three splits beside {} anchors written, {listed} listings and {asked} queries: no error, \
-         longest wait of a writer {gap:?}",
-        anchors.len()
-    );
-    let mut expected: Vec<&String> = anchors.iter().map(|anchor| &anchor.id).collect();
-    expected.sort();
-    assert!(list(&client, 100).await.iter().eq(expected), "what was written is what is listed");
-    for number in 0..60 {
-        nearest(&client, &anchors, number * 5, true).await;
-    }
+    let anchors = under_load(&client, steady, splits).await;
+    check_all(&client, &anchors).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Shards that merge while they are written to, and what crashes and lost disks make of that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anchorhold_consensus::{MergeError, ProposeError};
@@ -12,7 +12,8 @@ use anchorhold_model::{
 use anchorhold_storage::{GroupId, LogStore as _, MemoryState};
 
 use crate::split::{
-    assert_all_there, busy, load, make_files, settle, split, split_at, still, whole_of, write,
+    assert_all_there, beside_writes, busy, load, make_files, settle, split, split_at, still,
+    whole_of, write,
 };
 use crate::support::{PATIENCE, TestCluster, anchor, eventually};
 
@@ -102,14 +103,6 @@ async fn neighbours(
 async fn shards_merge_under_writes_and_nothing_acknowledged_is_lost() {
     let cluster = TestCluster::start_with(3, busy()).await;
     let (target, source, whole, mut ids) = neighbours(&cluster, "merge").await;
-    let (next, stop) = (AtomicU64::new(1_000), AtomicBool::new(false));
-    let writer = || async {
-        let mut written = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
-            written.push(write(&cluster, next.fetch_add(1, Ordering::Relaxed)).await);
-        }
-        written
-    };
     let merges = async {
         let mut source = source;
         for round in 0..4 {
@@ -125,11 +118,9 @@ async fn shards_merge_under_writes_and_nothing_acknowledged_is_lost() {
             eventually("what the merge has left goes", is_gone).await;
             source = split(&cluster, target, 10 + u128::from(round)).await;
         }
-        stop.store(true, Ordering::Relaxed);
     };
-    let ((), one, other) = tokio::join!(merges, writer(), writer());
-    ids.extend(one);
-    ids.extend(other);
+    let ((), written) = beside_writes(&cluster, merges).await;
+    ids.extend(written);
     ids.extend((0..4).map(|round| anchor(50_000 + round).id));
     let digests = settle(&cluster, whole).await;
     assert_eq!(digests.len(), 2);

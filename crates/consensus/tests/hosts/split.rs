@@ -228,30 +228,43 @@ pub(crate) async fn load(cluster: &TestCluster, first: u64, count: u64) -> Vec<A
     ids
 }
 
+/// Writes until something is done; gives what was written.
+pub(crate) async fn beside_writes<T>(
+    cluster: &TestCluster,
+    work: impl Future<Output = T>,
+) -> (T, Vec<AnchorId>) {
+    let (next, stop) = (AtomicU64::new(1_000), AtomicBool::new(false));
+    let writer = || async {
+        let mut written = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            written.push(write(cluster, next.fetch_add(1, Ordering::Relaxed)).await);
+        }
+        written
+    };
+    let work = async {
+        let done = work.await;
+        stop.store(true, Ordering::Relaxed);
+        done
+    };
+    let (done, mut written, other) = tokio::join!(work, writer(), writer());
+    written.extend(other);
+    (done, written)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_split_under_writes_and_nothing_acknowledged_is_lost() {
     let cluster = TestCluster::start_with(3, busy()).await;
     let shard = cluster.create_account("split", Vec::new()).await[0];
     let whole = whole_of(&cluster, shard);
     let mut ids = load(&cluster, 0, 200).await;
-    let (next, stop) = (AtomicU64::new(1_000), AtomicBool::new(false));
-    let writer = || async {
-        let mut written = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
-            written.push(write(&cluster, next.fetch_add(1, Ordering::Relaxed)).await);
-        }
-        written
-    };
     let splits = async {
         let first = split(&cluster, shard, 1).await;
         let second = split(&cluster, shard, 2).await;
         let third = split(&cluster, first, 3).await;
-        stop.store(true, Ordering::Relaxed);
         [first, second, third]
     };
-    let (children, one, other) = tokio::join!(splits, writer(), writer());
-    ids.extend(one);
-    ids.extend(other);
+    let (children, written) = beside_writes(&cluster, splits).await;
+    ids.extend(written);
     let digests = settle(&cluster, whole).await;
     assert_eq!(digests.len(), 4);
     assert_all_there(&cluster, &ids).await;

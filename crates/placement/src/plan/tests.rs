@@ -685,6 +685,16 @@ fn a_merge_that_is_asked_for_needs_a_left_neighbour_and_no_other_change() {
         "s2@1.1.1 add n1, wait n1, voters +n1 -n4, remove n4, merge into s1: small neighbours"
     );
     assert!(asked(1).is_none() && asked(3).is_none() && asked(9).is_none());
+    // Each account's shards are its own.
+    let border = 1_u128 << 96;
+    let text = format!(
+        "{SIX}s1 c1 n1* n2 n3 size=1 range=0..{border}\ns2 c1 n1* n2 n3 size=1 range={border}.."
+    );
+    let both = PlacementConfig { merges: true, ..PlacementConfig::default() };
+    let view = view_of(&text, &both);
+    assert!(crate::merge_left(&view, &both, now, ShardId(2)).is_none());
+    let plan = plan(&view, &both, now, 1);
+    assert!(plan.operators.iter().all(|operator| operator.merges_into().is_none()), "{plan:?}");
     // Nobody stays, or who stays may not lead: a newcomer leads before the last one goes.
     let operator_of = |shards: &str| {
         let view = view_of(&format!("{SIX}{shards}"), &config);

@@ -376,7 +376,8 @@ async fn merge_shard(
     }
     let planned = merge_left(&view, &config, call.core.clock.wall(), shard_id);
     let planned = planned.ok_or_else(|| {
-        let message = format!("{shard_id} has no left neighbour of its class to become part of");
+        let message =
+            format!("{shard_id} has no left neighbour of its account and class to become part of");
         Failure::new(Reason::MergeImpossible, message)
     })?;
     let operator = planned.map_err(|why| {

@@ -83,6 +83,12 @@ fn anchor(item: u32, latitude_deg: f64, expire_time: Option<u64>) -> Arc<Anchor>
     Arc::new(draft.into_anchor(id))
 }
 
+/// Anchors at random places, in key order.
+fn scattered(random: &mut StdRng) -> BTreeMap<AnchorId, Arc<Anchor>> {
+    let anchors = (0..300).map(|item| anchor(item, random.random_range(-80.0..80.0), None));
+    anchors.map(|anchor| (anchor.id, anchor)).collect()
+}
+
 fn no_changes(shard: &ShardState) -> Changes {
     let (anchors, operations) = (BTreeMap::new(), BTreeMap::new());
     Changes { anchors, operations, shard: shard.clone(), child: None, absorbed: None }
@@ -267,11 +273,7 @@ async fn a_query_waits_until_the_index_has_seen_its_view() {
 #[tokio::test]
 async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_index_is_built() {
     let mut random = StdRng::seed_from_u64(7);
-    let mut stored: BTreeMap<AnchorId, Arc<Anchor>> = BTreeMap::new();
-    for item in 0..300 {
-        let anchor = anchor(item, random.random_range(-80.0..80.0), None);
-        stored.insert(anchor.id, anchor);
-    }
+    let mut stored = scattered(&mut random);
     let mut bench = Bench::new();
     let whole: Arc<dyn Source> = Arc::new(Stored {
         state: bench.state.clone(),
@@ -337,11 +339,7 @@ async fn both_sides_of_a_split_find_what_is_theirs_before_and_after_their_own_in
 #[tokio::test]
 async fn a_merged_shard_finds_what_both_had_before_and_after_its_own_index_is_built() {
     let mut random = StdRng::seed_from_u64(8);
-    let mut stored: BTreeMap<AnchorId, Arc<Anchor>> = BTreeMap::new();
-    for item in 0..300 {
-        let anchor = anchor(item, random.random_range(-80.0..80.0), None);
-        stored.insert(anchor.id, anchor);
-    }
+    let mut stored = scattered(&mut random);
     let mut bench = Bench::new();
     let at = stored.keys().nth(150).unwrap().key();
     let (left, right) = bench.state.descriptor.split(at, ShardId(6));
@@ -396,4 +394,51 @@ async fn a_merged_shard_finds_what_both_had_before_and_after_its_own_index_is_bu
     index.build(&source, bench.indexes.config);
     assert!(!index.is_inheriting());
     check(&bench, "built");
+}
+
+/// Each side of a split searches what both had: where the other side's anchors were then is not where
+/// they are when both are one again.
+#[tokio::test]
+async fn what_a_split_left_of_the_other_sides_places_is_not_found_after_a_merge() {
+    let mut random = StdRng::seed_from_u64(9);
+    let mut stored = scattered(&mut random);
+    let mut bench = Bench::new();
+    bench.open(stored.values().cloned().collect());
+    bench.run_work();
+    let at = stored.keys().nth(150).unwrap().key();
+    let (left, right) = bench.state.descriptor.split(at, ShardId(6));
+    let mut right_state = ShardState { descriptor: right.clone(), ..bench.state.clone() };
+    bench.state.descriptor = left.clone();
+    let mut changes = no_changes(&bench.state);
+    changes.child = Some(Box::new(right_state.clone()));
+    bench.indexes.applied(SHARD, &changes);
+    // All of the right side go somewhere else, and one of the left.
+    let left_id = *stored.keys().next().unwrap();
+    for item in 0..300 {
+        let moved = anchor(item, random.random_range(-80.0..80.0), None);
+        let is_right = right.range.contains_id(moved.id);
+        if !is_right && moved.id != left_id {
+            continue;
+        }
+        stored.insert(moved.id, Arc::clone(&moved));
+        let anchors = [(moved.id, Some(moved))].into();
+        let (shard, state) =
+            if is_right { (ShardId(6), &right_state) } else { (SHARD, &bench.state) };
+        bench.indexes.applied(shard, &Changes { anchors, ..no_changes(state) });
+    }
+    right_state.revision += 200;
+    bench.state.descriptor = left.merge(&right);
+    let frozen = anchorhold_model::Frozen { state: right_state, term: 1, index: 7 };
+    let mut changes = no_changes(&bench.state);
+    changes.absorbed = Some(Box::new(frozen));
+    bench.indexes.applied(SHARD, &changes);
+    bench.indexes.removed(ShardId(6));
+    let equator = GeoPoint::new(0.0, 11.0, 0.0).unwrap().to_ecef();
+    let mut expected: Vec<_> = stored
+        .values()
+        .map(|anchor| (anchor.pose.position().distance_m(equator), anchor.id))
+        .collect();
+    expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let expected: Vec<AnchorId> = expected.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(bench.found(), expected, "each once, where it is now");
 }

@@ -7,6 +7,7 @@ use anchorhold_model::catalog::{CatalogCommand, Operator, Reason, Step};
 use anchorhold_model::{MergeStep, RequestId, ShardId, Timestamp};
 use anchorhold_server::NodeConfig;
 use anchorhold_server::core::Core;
+use anchorhold_server::request::{Level, Read, ShardCall, ShardError, ShardRequest};
 
 use crate::cluster::{Cluster, eventually};
 use crate::healing::{read_all, write};
@@ -135,6 +136,7 @@ async fn an_attempt_that_nobody_ends_is_undone() {
     };
     take(target, MergeStep::Await { merge, source }).await;
     take(source, MergeStep::Freeze { merge, target }).await;
+    assert!(0 < refused_while_frozen(&any, source, target).await, "it was never seen frozen");
     eventually("both go on", || async {
         let states = cluster.nodes.iter().flatten().flat_map(|node| node.core().host.replicas());
         let mut parts = states.map(|replica| replica.state().merging);
@@ -147,6 +149,36 @@ async fn an_attempt_that_nobody_ends_is_undone() {
     assert_eq!(in_order(&any, 2).await, [target, source]);
     drop(any);
     cluster.stop_all().await;
+}
+
+/// Reads a shard at every level until it is not frozen any more, or the shard beside it answers: a
+/// frozen one answers nothing. How often it was asked so.
+async fn refused_while_frozen(core: &Arc<Core>, frozen: ShardId, other: ShardId) -> u32 {
+    let read = async |shard: ShardId, level: Level| {
+        let descriptor = core.host.replica(shard).unwrap().state().descriptor.clone();
+        let read = Read { level, at_least: None };
+        let call = ShardCall {
+            shard,
+            epoch: descriptor.epoch,
+            range: descriptor.range,
+            budget_ms: 1_000,
+            request: ShardRequest::Get { ids: Vec::new(), read },
+        };
+        core.serve(call, &core.deadline(Duration::from_secs(1))).await
+    };
+    let is_frozen = || core.host.replica(frozen).is_some_and(|one| one.state().is_frozen());
+    eventually("the freeze is applied here", || async { is_frozen().then_some(()) }).await;
+    let mut refused = 0;
+    for level in [Level::Local, Level::Linearizable] {
+        let answer = read(frozen, level).await;
+        if is_frozen() {
+            assert_eq!(answer.unwrap_err(), ShardError::Merging, "{level:?}");
+            refused += 1;
+        }
+    }
+    // The one that waits serves on.
+    read(other, Level::Local).await.unwrap();
+    refused
 }
 
 #[tokio::test(flavor = "multi_thread")]
