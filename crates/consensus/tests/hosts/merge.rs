@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anchorhold_consensus::{MergeError, ProposeError};
 use anchorhold_model::{
-    Frozen, Key, KeyRange, MergeStep, Merged, Merging, Rejection, RequestId, ShardDescriptor,
-    ShardId,
+    Command, Frozen, Key, KeyRange, MergeStep, Merged, Merging, OperationId, Outcome, Rejection,
+    RequestId, ShardDescriptor, ShardId, Write,
 };
 use anchorhold_storage::{GroupId, LogStore as _, MemoryState};
 
@@ -236,9 +236,12 @@ async fn a_follower_that_misses_the_merge_gets_it_by_a_snapshot() {
 /// what is left of the source must not come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_merged_shard_survives_the_loss_of_the_state_engine() {
-    for has_file in [false, true] {
+    for (has_file, source_has_file) in [(false, false), (false, true), (true, true)] {
         let mut cluster = TestCluster::start_with(3, still()).await;
         let (target, source, whole, mut ids) = neighbours(&cluster, "engine").await;
+        if source_has_file {
+            make_files(&cluster, source).await;
+        }
         merge(&cluster, target, source, 1).await;
         ids.extend(load(&cluster, 1_000, 40).await);
         settle(&cluster, whole).await;
@@ -246,6 +249,12 @@ async fn a_merged_shard_survives_the_loss_of_the_state_engine() {
             make_files(&cluster, target).await;
             ids.extend(load(&cluster, 2_000, 40).await);
         }
+        // What a start finds of the source while the state is whole must not go for that.
+        for number in 0..3 {
+            cluster.nodes[number].crash(false).await;
+            cluster.restart(number).await;
+        }
+        settle(&cluster, whole).await;
         for number in 0..3 {
             cluster.nodes[number].crash(true).await;
             cluster.nodes[number].disk.state = Arc::new(MemoryState::new());
@@ -330,6 +339,45 @@ async fn a_merged_shard_that_was_split_again_survives_the_loss_of_the_state_engi
             let is_gone = || node.disk.log.group(group(source)).is_none().then_some(());
             eventually("what the merge has left goes", is_gone).await;
         }
+    }
+}
+
+/// A follower is in the middle of applying entries of the source when the target takes that in: each
+/// takes effect once, and before the target's own changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_source_is_applying_is_done_before_its_rows_are_the_targets() {
+    let cluster = TestCluster::start_with(3, still()).await;
+    let (target, source, whole, mut ids) = neighbours(&cluster, "applying").await;
+    let leaders = [cluster.leader_of(target).await, cluster.leader_of(source).await];
+    let slow = (0..3).find(|node| !leaders.contains(node)).unwrap();
+    let replica = cluster.nodes[leaders[1]].host().replica(source).unwrap();
+    let epoch = replica.state().descriptor.epoch;
+    let mut in_source =
+        (2_000..).filter(|item| replica.state().descriptor.range.contains_id(anchor(*item).id));
+    let hold = &cluster.nodes[slow].disk.hold;
+    hold.arm(source);
+    let gone = write(&cluster, in_source.next().unwrap()).await;
+    eventually("it is held up", || hold.is_holding().then_some(())).await;
+    // What is created in the entry that is held up is deleted by the next one.
+    let operation = OperationId { request_id: RequestId(9 << 64), item: 0 };
+    let delete = Write::Delete { id: gone, if_version: None };
+    let deleted =
+        replica.propose(vec![Command { operation, epoch, write: delete }], STEP_TIMEOUT).await;
+    assert!(matches!(deleted.unwrap()[..], [Outcome::Deleted { .. }]));
+    // Enough to be under way still when the first one goes on.
+    for item in in_source.by_ref().take(60) {
+        ids.push(write(&cluster, item).await);
+    }
+    merge(&cluster, target, source, 1).await;
+    ids.push(write(&cluster, in_source.next().unwrap()).await);
+    // Long enough for the target's entry to come to be applied there.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    hold.release();
+    assert_eq!(settle(&cluster, whole).await.len(), 1);
+    assert_all_there(&cluster, &ids).await;
+    for node in &cluster.nodes {
+        let replica = node.host().replica(target).unwrap();
+        assert_eq!(replica.anchor(gone).unwrap(), None);
     }
 }
 

@@ -20,8 +20,8 @@ use anchorhold_model::{
 use anchorhold_storage::fs::MemoryFs;
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{
-    Completion, LogConfig, LogLayer, LogStore, LogWrite, MemoryLog, MemoryState, SegmentedLog,
-    SledConfig, SledState, StateStore,
+    Batch, Completion, LogConfig, LogLayer, LogStore, LogWrite, MemoryLog, MemoryState,
+    SegmentedLog, SledConfig, SledState, StateError, StateLayer, StateStore,
 };
 use bytes::Bytes;
 use tokio::runtime::Runtime;
@@ -166,11 +166,86 @@ impl LogLayer for StallingLog {
     }
 }
 
+/// A state whose next commit of one shard can be held up; later ones pass, slowly from then on.
+pub(crate) struct HoldingState {
+    state: Arc<dyn StateStore>,
+    hold: Arc<Hold>,
+}
+
+#[derive(Default)]
+pub(crate) struct Hold {
+    step: parking_lot::Mutex<HoldStep>,
+    changed: parking_lot::Condvar,
+}
+
+#[derive(Default)]
+enum HoldStep {
+    #[default]
+    Off,
+    /// The header row of the shard is waited for.
+    Armed(Vec<u8>),
+    /// It has come.
+    Holding(Vec<u8>),
+    Slow(Vec<u8>),
+}
+
+/// Time that a commit takes after one was held up.
+const SLOW_COMMIT: Duration = Duration::from_millis(3);
+
+impl Hold {
+    pub(crate) fn arm(&self, shard: ShardId) {
+        let header = [&[1][..], &shard.0.to_be_bytes(), &[0]].concat();
+        *self.step.lock() = HoldStep::Armed(header);
+    }
+
+    pub(crate) fn is_holding(&self) -> bool {
+        matches!(*self.step.lock(), HoldStep::Holding(_))
+    }
+
+    pub(crate) fn release(&self) {
+        let mut step = self.step.lock();
+        if let HoldStep::Holding(header) = &*step {
+            *step = HoldStep::Slow(header.clone());
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl StateLayer for HoldingState {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.state
+    }
+
+    fn commit_through(&self, batch: Batch) -> Result<(), StateError> {
+        let is_of = |header: &Vec<u8>| {
+            batch.rows.iter().any(|(key, value)| key == header && value.is_some())
+        };
+        let mut step = self.hold.step.lock();
+        match &*step {
+            HoldStep::Armed(header) if is_of(header) => {
+                *step = HoldStep::Holding(header.clone());
+                let holds = |step: &mut HoldStep| matches!(step, HoldStep::Holding(_));
+                self.hold.changed.wait_while(&mut step, holds);
+                drop(step);
+            }
+            HoldStep::Slow(header) if is_of(header) => {
+                drop(step);
+                std::thread::sleep(SLOW_COMMIT);
+            }
+            HoldStep::Off | HoldStep::Armed(_) | HoldStep::Holding(_) | HoldStep::Slow(_) => {
+                drop(step)
+            }
+        }
+        self.state.commit(batch)
+    }
+}
+
 /// What survives a node's crash.
 pub(crate) struct Disk {
     pub(crate) log: Arc<MemoryLog>,
     pub(crate) stall: Arc<Stall>,
     pub(crate) state: Arc<MemoryState>,
+    pub(crate) hold: Arc<Hold>,
     /// How far the machine's wall clock is ahead of the others'.
     pub(crate) wall_ahead_ms: Arc<AtomicU64>,
     pub(crate) dir: tempfile::TempDir,
@@ -240,6 +315,7 @@ impl Disk {
             log: Arc::new(MemoryLog::new()),
             stall: Arc::default(),
             state: Arc::new(MemoryState::new()),
+            hold: Arc::default(),
             wall_ahead_ms: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
             durable: None,
@@ -295,7 +371,7 @@ fn seams(disk: &Disk, exit: Arc<Ended>) -> Seams {
         seed: 1,
         offload: Arc::new(Inline),
         log: Arc::new(StallingLog { log, stall: disk.stall.clone() }),
-        state,
+        state: Arc::new(HoldingState { state, hold: disk.hold.clone() }),
         snapshots: Arc::new(SnapshotStore::open(disk.dir.path()).unwrap()),
         exit,
         #[cfg(feature = "chaos")]
