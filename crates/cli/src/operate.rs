@@ -221,6 +221,7 @@ struct NodeView {
     ballast_bytes: u64,
     troubles: Vec<&'static str>,
     clock_offset_ms: Option<i64>,
+    fsync_p99_ms: Option<f64>,
     start_time: Option<String>,
 }
 
@@ -306,8 +307,19 @@ async fn list_nodes(context: &Context) -> anyhow::Result<()> {
     let views: Vec<NodeView> = nodes.into_iter().map(NodeView::from).collect();
     output::print(context.output, &views, || {
         let header = [
-            "NODE", "REGION", "ZONE", "STATE", "CLIENT", "VERSION", "LEADERS", "REPLICAS",
-            "ANCHORS", "DISK", "FREE", "TROUBLE",
+            "NODE",
+            "REGION",
+            "ZONE",
+            "STATE",
+            "CLIENT",
+            "VERSION",
+            "LEADERS",
+            "REPLICAS",
+            "ANCHORS",
+            "DISK",
+            "FREE",
+            "FSYNC P99",
+            "TROUBLE",
         ];
         output::table(header, views.iter().map(NodeView::row))
     })
@@ -605,6 +617,10 @@ impl From<admin_v1::Node> for NodeView {
             clock_offset_ms: node
                 .clock_offset
                 .map(|offset| offset.seconds * 1_000 + i64::from(offset.nanos) / 1_000_000),
+            fsync_p99_ms: node
+                .fsync_p99
+                .and_then(|took| Duration::try_from(took).ok())
+                .map(|took| took.as_secs_f64() * 1e3),
             node_id: node.node_id,
             region: node.region,
             zone: node.zone,
@@ -621,7 +637,7 @@ impl From<admin_v1::Node> for NodeView {
 }
 
 impl NodeView {
-    fn row(&self) -> [String; 12] {
+    fn row(&self) -> [String; 13] {
         [
             NodeId(self.node_id).to_string(),
             self.region.clone(),
@@ -634,6 +650,7 @@ impl NodeView {
             thousands(self.anchors),
             bytes(self.disk_bytes_used),
             bytes(self.disk_bytes_free),
+            self.fsync_p99_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
             if self.troubles.is_empty() { "-".to_owned() } else { self.troubles.join(", ") },
         ]
     }

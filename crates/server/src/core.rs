@@ -23,6 +23,7 @@ use crate::config::{Limits, PlacementSettings};
 use crate::disk::Disk;
 use crate::index::Indexes;
 use crate::load::LoadMeter;
+use crate::report::{KnownReports, Ledger};
 use crate::request::{self, NodeReply, NodeRequest, ShardError};
 use crate::route::Routes;
 use crate::scheduler::ShardPast;
@@ -64,6 +65,10 @@ pub struct Core {
     pub(crate) steps: Steps,
     /// What this node has seen of the shards since it leads the catalog; empty if it does not.
     pub(crate) seen: Mutex<BTreeMap<ShardId, ShardPast>>,
+    /// What this node has said of itself.
+    pub(crate) ledger: Mutex<Ledger>,
+    /// What the others have said of themselves.
+    pub(crate) known_reports: KnownReports,
     /// Calls of clients that are worked on.
     pub open_calls: AtomicUsize,
     catalog: watch::Receiver<Arc<CatalogState>>,
@@ -111,7 +116,7 @@ pub struct CoreParts {
 
 impl Core {
     /// A node's core; its routes and keys are those of the catalog as applied here.
-    pub fn new(parts: CoreParts) -> Self {
+    pub fn new(mut parts: CoreParts) -> Self {
         let core = Self {
             catalog: parts.host.catalog(),
             host: parts.host,
@@ -132,6 +137,8 @@ impl Core {
             load: LoadMeter::default(),
             steps: Steps::default(),
             seen: Mutex::default(),
+            ledger: Mutex::new(Ledger::new(parts.random.random())),
+            known_reports: KnownReports::default(),
             open_calls: AtomicUsize::default(),
             random: Mutex::new(parts.random),
         };
@@ -194,7 +201,9 @@ impl Calls {
                 let reason = error.to_string();
                 NodeReply::Shard(Err(ShardError::Misunderstood { reason }))
             }
-            (Some(core), Ok(NodeRequest::Status)) => NodeReply::Status(Box::new(core.report())),
+            (Some(core), Ok(NodeRequest::Status { known })) => {
+                NodeReply::Status(Box::new(core.report_since(known)))
+            }
             (Some(core), Ok(NodeRequest::ReleaseBallast)) => {
                 NodeReply::BallastReleased(core.release_ballast())
             }

@@ -69,18 +69,18 @@ impl Core {
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
     fn measure(&self) {
         let report = self.report();
-        let leads = report.replicas.iter().filter(|replica| replica.leads);
+        let leads = report.replicas.values().filter(|replica| replica.leads);
         let lags = leads.clone().flat_map(|leader| {
             let last = leader.last_index.unwrap_or(0);
             leader.matched.iter().map(move |(_, matched)| last.saturating_sub(matched.unwrap_or(0)))
         });
         let lag = lags.max().unwrap_or(0);
-        let leaderless = report.replicas.iter().filter(|replica| replica.leader.is_none());
+        let leaderless = report.replicas.values().filter(|replica| replica.leader.is_none());
         let log = self.log.stats();
-        let anchors: u64 = report.replicas.iter().map(|replica| replica.anchors).sum();
+        let anchors: u64 = report.replicas.values().map(|replica| replica.anchors).sum();
         gauge!(name::RPC_OPEN).set(self.open_calls.load(Ordering::Relaxed) as f64);
         gauge!(name::REPLICAS).set(report.replicas.len() as f64);
-        let fenced = report.replicas.iter().filter(|replica| replica.problem.is_some());
+        let fenced = report.replicas.values().filter(|replica| replica.problem.is_some());
         gauge!(name::FENCED).set(fenced.count() as f64);
         let quiesced = self.host.replicas().into_iter().filter(|replica| replica.is_quiesced());
         gauge!(name::QUIESCED).set(quiesced.count() as f64);
@@ -105,6 +105,7 @@ impl Core {
         counter!(name::LOG_ENTRIES_TOTAL).absolute(log.entries);
         counter!(name::LOG_FSYNCS_TOTAL).absolute(log.fsyncs);
         counter!(name::LOG_FSYNC_MICROSECONDS_TOTAL).absolute(log.fsync_micros);
+        gauge!(name::LOG_FSYNC_P99).set(log.fsync_p99_micros.unwrap_or(0) as f64);
         counter!(name::LOG_WRITTEN_BYTES_TOTAL).absolute(log.bytes_written);
     }
 }

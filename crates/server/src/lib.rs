@@ -34,6 +34,7 @@ pub mod load;
 pub mod merge;
 pub mod node;
 pub mod renew;
+pub mod report;
 pub mod request;
 pub mod route;
 pub mod scheduler;

@@ -5,14 +5,12 @@
 //! routed by, the time left. Encoded by postcard behind one byte of format version;
 //! an unknown version is refused, never guessed at.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anchorhold_consensus::Trouble;
 use anchorhold_geometry::Ecef;
 use anchorhold_model::{
-    Anchor, AnchorId, Command, Epoch, Key, KeyRange, MergeStep, Merged, NodeId, Outcome, ReplicaId,
+    Anchor, AnchorId, Command, Epoch, Key, KeyRange, MergeStep, Merged, NodeId, Outcome,
     ReplicaRole, ShardDescriptor, ShardId, Space, Timestamp,
 };
 use bytes::Bytes;
@@ -20,19 +18,22 @@ use serde::{Deserialize, Serialize};
 
 use anchorhold_proto::convert::{FilterSpec, RegionSpec};
 
-use crate::scheduler::ShardPast;
+use crate::report::{ReportDifference, ReportMark};
 use crate::scheduler::operate::Standing;
 
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 6;
+pub const FORMAT_VERSION: u8 = 7;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum NodeRequest {
     /// Something of a shard.
     Shard(Box<ShardCall>),
-    /// How the node and its replicas are.
-    Status,
+    /// How the node and its replicas are, as far as it is not known.
+    Status {
+        /// What is known: the mark of the last report; `None` if there is none.
+        known: Option<ReportMark>,
+    },
     /// Give the ballast's space back.
     ReleaseBallast,
     /// Take the next step of a shard's operator.
@@ -61,7 +62,7 @@ pub enum NodeReply {
     /// What the shard answered.
     Shard(Result<ShardReply, ShardError>),
     /// How the node is.
-    Status(Box<NodeReport>),
+    Status(Box<ReportDifference>),
     /// How many bytes the ballast gave back, or why it could not.
     BallastReleased(Result<u64, String>),
     /// How the operator stands.
@@ -342,74 +343,6 @@ pub enum ShardError {
     },
 }
 
-/// How a node and its replicas are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NodeReport {
-    /// The node.
-    pub node: NodeId,
-    /// Wall-clock time when the process started.
-    pub started: Timestamp,
-    /// Bytes that the data directory takes on disk, the ballast aside.
-    pub disk_bytes: u64,
-    /// Bytes free on the disk; 0 if unknown.
-    pub disk_bytes_free: u64,
-    /// Bytes that can be given back by removing the ballast.
-    pub ballast_bytes: u64,
-    /// How full the disk is: the number of a `storage::DiskState`.
-    pub disk: u8,
-    /// Why the node should not lead; empty if it may.
-    pub troubles: Vec<Trouble>,
-    /// Its clock minus the median of all, in milliseconds; `None` if it knows no other.
-    pub clock_offset_ms: Option<i64>,
-    /// What the last round of scrubbing found damaged, for people.
-    pub damage: Vec<String>,
-    /// What it has seen of the shards over time, if it leads the catalog.
-    pub seen: BTreeMap<ShardId, ShardPast>,
-    /// Its replicas, the catalog's first.
-    pub replicas: Vec<ReplicaReport>,
-}
-
-/// How one replica is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ReplicaReport {
-    /// The shard.
-    pub shard: ShardId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// Whether it leads.
-    pub leads: bool,
-    /// Whether it counts in the quorum.
-    pub votes: bool,
-    /// Whether it has stopped, or takes part in nothing.
-    pub stopped: bool,
-    /// Whether it has to be replaced, and so has stopped: it may have forgotten a vote.
-    pub lost: bool,
-    /// Whether a joint change of the shard's members was begun and not finished.
-    pub is_joint: bool,
-    /// Requests per second that it served of late.
-    pub load: u64,
-    /// Why it does less than the others, in words.
-    pub problem: Option<String>,
-    /// The leader that it follows.
-    pub leader: Option<NodeId>,
-    /// Raft's term.
-    pub term: u64,
-    /// Last index in the log.
-    pub last_index: Option<u64>,
-    /// Applied index.
-    pub applied_index: Option<u64>,
-    /// On a leader: each other replica's matched index.
-    pub matched: Vec<(ReplicaId, Option<u64>)>,
-    /// The shard's count of changes here.
-    pub revision: u64,
-    /// Anchors stored.
-    pub anchors: u64,
-    /// Bytes stored.
-    pub bytes: u64,
-    /// The shard as known here.
-    pub descriptor: ShardDescriptor,
-}
-
 impl ShardRequest {
     /// Whether only the leader can do this.
     pub fn needs_leader(&self) -> bool {
@@ -530,7 +463,7 @@ mod tests {
 
     #[test]
     fn another_version_and_broken_bytes_are_refused() {
-        let mut bytes = encode(&NodeRequest::Status).unwrap().to_vec();
+        let mut bytes = encode(&NodeRequest::Status { known: None }).unwrap().to_vec();
         bytes[0] = 9;
         assert_eq!(decode::<NodeRequest>(&bytes).unwrap_err(), DecodeError::Version(9));
         assert_eq!(decode::<NodeRequest>(&[]).unwrap_err(), DecodeError::Empty);

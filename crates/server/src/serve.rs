@@ -24,9 +24,8 @@ use anchorhold_model::{
 
 use crate::clock::Deadline;
 use crate::core::Core;
-use crate::request::{
-    Level, NodeReport, ReplicaReport, Served, ShardCall, ShardError, ShardReply, ShardRequest,
-};
+use crate::report::{NodeReport, ReplicaReport, ReportDifference, ReportMark};
+use crate::request::{Level, Served, ShardCall, ShardError, ShardReply, ShardRequest};
 
 impl Core {
     /// Executes a request on the replica here.
@@ -265,12 +264,21 @@ impl Core {
             clock_offset_ms: fitness.clock_offset_ms,
             damage: self.damage.lock().clone(),
             seen: self.seen.lock().clone(),
+            fsync_p99_micros: self.log.stats().fsync_p99_micros,
             replicas: replicas
                 .map(|replica| {
-                    report_replica(&replica, self.load.rate(&*self.clock, replica.shard_id()))
+                    let load = self.load.rate(&*self.clock, replica.shard_id());
+                    (replica.shard_id(), Arc::new(report_replica(&replica, load)))
                 })
                 .collect(),
         }
+    }
+
+    /// The same, as far as it is not known.
+    pub(crate) fn report_since(&self, known: Option<ReportMark>) -> ReportDifference {
+        // Made while the ledger is held: reports are noted in the order in which they were made.
+        let mut ledger = self.ledger.lock();
+        ledger.difference(self.report(), known)
     }
 }
 

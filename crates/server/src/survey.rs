@@ -15,7 +15,8 @@ use anchorhold_model::{
 use futures::future::join_all;
 
 use crate::core::Core;
-use crate::request::{self, NodeReply, NodeReport, NodeRequest, ReplicaReport};
+use crate::report::{NodeReport, ReplicaReport};
+use crate::request::{self, NodeReply, NodeRequest};
 
 /// Voters that a shard should have, if there are as many zones.
 const VOTERS: usize = 3;
@@ -57,10 +58,10 @@ impl Core {
     /// Asks every node how it is.
     pub async fn survey(&self) -> Survey {
         let catalog = self.catalog();
-        let others = catalog
-            .nodes
-            .values()
-            .filter(|node| node.state != NodeState::Removed && node.node_id != self.place.node);
+        let is_other =
+            |node: &NodeRecord| node.state != NodeState::Removed && node.node_id != self.place.node;
+        self.known_reports.keep(|node_id| catalog.nodes.get(&node_id).is_some_and(is_other));
+        let others = catalog.nodes.values().filter(|node| is_other(node));
         let asked = others.map(|node| async move { self.ask_report(node.node_id).await });
         let answers = join_all(asked).await;
         let own = self.report();
@@ -70,12 +71,12 @@ impl Core {
     }
 
     async fn ask_report(&self, node: NodeId) -> Option<NodeReport> {
-        let question = request::encode(&NodeRequest::Status).ok()?;
+        let asked = self.known_reports.ask(node);
+        let question = request::encode(&NodeRequest::Status { known: asked.mark() }).ok()?;
         let answer = self.host.call(node, question, REPORT_TIMEOUT).await.ok()?;
         match request::decode::<NodeReply>(&answer).ok()? {
-            NodeReply::Status(report) if report.node == node => Some(*report),
-            NodeReply::Status(_)
-            | NodeReply::Shard(_)
+            NodeReply::Status(difference) => self.known_reports.answer(&asked, *difference),
+            NodeReply::Shard(_)
             | NodeReply::BallastReleased(_)
             | NodeReply::Operated(_)
             | NodeReply::Digested(_) => None,
@@ -137,8 +138,8 @@ impl Survey {
     fn shard(&self, known: &ShardDescriptor) -> ShardSurvey<'_> {
         let mut replicas = BTreeMap::new();
         for (node, report) in &self.reports {
-            let found = report.replicas.iter().find(|replica| replica.shard == known.shard_id);
-            replicas.extend(found.map(|replica| (*node, replica)));
+            let found = report.replicas.get(&known.shard_id);
+            replicas.extend(found.map(|replica| (*node, &**replica)));
         }
         let leads = replicas.iter().filter(|(_, replica)| replica.leads && !replica.stopped);
         let leader = leads.max_by_key(|(_, replica)| replica.term);
@@ -187,7 +188,7 @@ impl Survey {
             }
         }
         for (node, report) in &self.reports {
-            for replica in &report.replicas {
+            for replica in report.replicas.values() {
                 let shard = replica.shard;
                 let words = |problem| format!("node {node}, replica of shard {shard}: {problem}");
                 degraded.extend(replica.problem.as_ref().map(words));
@@ -339,7 +340,10 @@ pub(crate) mod tests {
                 clock_offset_ms: Some(0),
                 damage: Vec::new(),
                 seen: BTreeMap::new(),
-                replicas: vec![replica(&own, *node, leads), replica(&shard, *node, leads)],
+                fsync_p99_micros: None,
+                replicas: [&own, &shard]
+                    .map(|one| (one.shard_id, Arc::new(replica(one, *node, leads))))
+                    .into(),
             };
             (report.node, report)
         });
@@ -380,7 +384,8 @@ pub(crate) mod tests {
     fn a_replica_that_lost_its_log_is_named_with_what_it_waits_for() {
         let mut survey = survey(&[1, 2, 3]);
         let report = survey.reports.get_mut(&NodeId(2)).unwrap();
-        report.replicas[1].problem = Some("it has no vote".to_owned());
+        let replica = report.replicas.get_mut(&ShardId(1)).unwrap();
+        Arc::make_mut(replica).problem = Some("it has no vote".to_owned());
         let (health, problems) = survey.health();
         assert_eq!(health, Health::Degraded);
         assert_eq!(problems, ["node n2, replica of shard s1: it has no vote"]);

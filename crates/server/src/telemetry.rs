@@ -136,6 +136,8 @@ pub mod name {
     pub const LOG_FSYNCS_TOTAL: &str = "anchorhold_log_fsyncs_total";
     /// Counter.
     pub const LOG_FSYNC_MICROSECONDS_TOTAL: &str = "anchorhold_log_fsync_microseconds_total";
+    /// Gauge.
+    pub const LOG_FSYNC_P99: &str = "anchorhold_log_fsync_p99_microseconds";
     /// Counter.
     pub const LOG_WRITTEN_BYTES_TOTAL: &str = "anchorhold_log_written_bytes_total";
     /// Gauge.
@@ -192,6 +194,7 @@ fn describe() {
     counter!(name::LOG_ENTRIES_TOTAL, "Entries appended to the shared log");
     counter!(name::LOG_FSYNCS_TOTAL, "Fsyncs of the shared log");
     counter!(name::LOG_FSYNC_MICROSECONDS_TOTAL, "Time spent in fsyncs of the shared log");
+    gauge!(name::LOG_FSYNC_P99, "99th percentile of the shared log's last thousand fsyncs");
     counter!(name::LOG_WRITTEN_BYTES_TOTAL, "Bytes written to the shared log");
     counter!(name::SCRUB_ROUNDS_TOTAL, "Rounds of reading everything on the disk again");
     counter!(name::SCRUB_BYTES_TOTAL, "Bytes read again, by part");

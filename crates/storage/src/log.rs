@@ -78,6 +78,7 @@ mod index;
 mod memory;
 mod queue;
 mod read;
+mod recent;
 mod recovery;
 mod segment;
 mod tidy;
@@ -98,6 +99,7 @@ use self::group::GroupState;
 use self::index::{Index, Slot};
 pub use self::memory::MemoryLog;
 use self::queue::{Room, Shared, State};
+use self::recent::RecentFsyncs;
 use self::recovery::{FoundSlot, Recovered};
 use self::segment::{DOUBT_NAME, LOCK_NAME, Segment, number_of};
 use self::tidy::Existing;
@@ -395,7 +397,8 @@ impl LogStore for SegmentedLog {
     }
 
     fn stats(&self) -> LogStats {
-        self.shared.state.lock().stats
+        let state = self.shared.state.lock();
+        LogStats { fsync_p99_micros: state.recent_fsyncs.percentile_99(), ..state.stats }
     }
 }
 
@@ -502,6 +505,7 @@ fn build(
         closed: false,
         poisoned: None,
         stats: LogStats::default(),
+        recent_fsyncs: RecentFsyncs::default(),
     };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),

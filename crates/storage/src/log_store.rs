@@ -162,6 +162,9 @@ pub struct LogStats {
     pub bytes_given: u64,
     /// Sum of the fsyncs' durations in microseconds.
     pub fsync_micros: u64,
+    /// The 99th percentile of the last thousand fsyncs' durations in microseconds; `None` before
+    /// the first, and where nothing is waited for.
+    pub fsync_p99_micros: Option<u64>,
     /// Segment files on disk.
     pub segments: u64,
     /// Bytes of the segment files on disk.

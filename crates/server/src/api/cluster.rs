@@ -19,7 +19,8 @@ use tonic::{Request, Response, Status};
 
 use super::{Call, Door};
 use crate::authorize::{Audience, Caller};
-use crate::request::{self, NodeReply, NodeReport, NodeRequest};
+use crate::report::{NodeReport, ReplicaReport};
+use crate::request::{self, NodeReply, NodeRequest};
 use crate::survey::{Health, ShardSurvey, Survey};
 
 /// The service.
@@ -149,7 +150,7 @@ fn status(call: &Call, survey: &Survey) -> wire::GetClusterStatusResponse {
     let (health, problems) = survey.health();
     let catalog = survey.catalog_shard();
     let mut shards = survey.shards();
-    let sum = |figure: fn(&crate::request::ReplicaReport) -> u64| {
+    let sum = |figure: fn(&ReplicaReport) -> u64| {
         let best = |shard: &ShardSurvey<'_>| shard.replicas.values().map(|r| figure(r)).max();
         shards.iter().filter_map(best).sum::<u64>()
     };
@@ -187,8 +188,8 @@ fn status(call: &Call, survey: &Survey) -> wire::GetClusterStatusResponse {
 
 fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) -> wire::Node {
     let report = survey.reports.get(&record.node_id);
-    let replicas = report.map(|report| report.replicas.as_slice()).unwrap_or_default();
-    let leaders = replicas.iter().filter(|replica| replica.leads).count();
+    let replicas = || report.into_iter().flat_map(|report| report.replicas.values());
+    let leaders = replicas().filter(|replica| replica.leads).count();
     wire::Node {
         node_id: record.node_id.0,
         region: record.region.clone(),
@@ -199,8 +200,8 @@ fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) 
         peer_address: record.peer_address.clone(),
         version: record.version.clone(),
         leaders: count(leaders),
-        replicas: count(replicas.len()),
-        anchors: replicas.iter().map(|replica| replica.anchors).sum(),
+        replicas: count(replicas().count()),
+        anchors: replicas().map(|replica| replica.anchors).sum(),
         disk_bytes_used: report.map_or(0, |report| report.disk_bytes),
         disk_bytes_free: report.map_or(0, |report| report.disk_bytes_free),
         start_time: report.map(|report| time_to_wire(report.started)),
@@ -213,6 +214,9 @@ fn node(survey: &Survey, record: &NodeRecord, now: anchorhold_model::Timestamp) 
             let offset = report.clock_offset_ms?;
             let nanos = i32::try_from(offset % 1_000 * 1_000_000).unwrap_or(0);
             Some(prost_types::Duration { seconds: offset / 1_000, nanos })
+        }),
+        fsync_p99: report.and_then(|report| {
+            Some(duration_to_wire(Duration::from_micros(report.fsync_p99_micros?)))
         }),
     }
 }
@@ -320,7 +324,7 @@ fn zones(survey: &Survey) -> Vec<wire::Zone> {
         if let Some(report) = survey.reports.get(&record.node_id) {
             zone.nodes_up += 1;
             zone.replicas += count(report.replicas.len());
-            zone.leaders += count(report.replicas.iter().filter(|r| r.leads).count());
+            zone.leaders += count(report.replicas.values().filter(|r| r.leads).count());
         }
     }
     zones.into_values().collect()

@@ -13,7 +13,7 @@ use anchorhold_placement::lifecycle::{
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
-use crate::request::ReplicaReport;
+use crate::report::ReplicaReport;
 use crate::survey::{ShardSurvey, Survey};
 
 /// Entries that a replica may lack and still count as caught up.
@@ -36,10 +36,9 @@ impl ShardPast {
                 other.shard != descriptor.shard_id
                     && other.descriptor.range.overlaps(&descriptor.range)
             };
-            let is_here = |found: &ReplicaReport| {
-                (found.shard, found.replica) == (descriptor.shard_id, replica.replica_id)
-            };
-            !report.replicas.iter().any(|found| is_here(found) || waits(found))
+            let found = report.replicas.get(&descriptor.shard_id);
+            let is_here = found.is_some_and(|found| found.replica == replica.replica_id);
+            !is_here && !report.replicas.values().any(|found| waits(found))
         };
         let found = descriptor.replicas.iter().find(is_absent);
         self.absent = found.map(|replica| {
@@ -284,7 +283,7 @@ mod tests {
     fn a_replica_that_its_node_answers_without_is_absent_after_its_time() {
         let mut found = survey(&[1, 2, 3]);
         let report = found.reports.get_mut(&NodeId(3)).unwrap();
-        let held = report.replicas.pop().unwrap();
+        let held = report.replicas.remove(&ShardId(1)).unwrap();
         let missing = held.replica;
         let mut past = ShardPast::default();
         let mut look = |found: &Survey, now: u64| {
@@ -301,16 +300,17 @@ mod tests {
         found.reports.insert(NodeId(3), silent);
         assert!(!look(&found, 9_100).is_absent(missing, 500));
         // Another replica under the same node is not the one that the shard knows.
-        let mut other = held.clone();
-        other.replica = ReplicaId(99);
-        found.reports.get_mut(&NodeId(3)).unwrap().replicas.push(other);
+        let hold = |found: &mut Survey, replica: ReplicaReport| {
+            let replicas = &mut found.reports.get_mut(&NodeId(3)).unwrap().replicas;
+            *replicas = [(replica.shard, Arc::new(replica))].into();
+        };
+        let held = Arc::unwrap_or_clone(held);
+        hold(&mut found, ReplicaReport { replica: ReplicaId(99), ..held.clone() });
         assert!(look(&found, 9_600).is_absent(missing, 500));
-        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![held.clone()];
+        hold(&mut found, held.clone());
         assert!(!look(&found, 9_700).is_absent(missing, 0));
         // One whose keys another shard's replica there has yet to give away waits for it.
-        let mut parent = held;
-        parent.shard = ShardId(50);
-        found.reports.get_mut(&NodeId(3)).unwrap().replicas = vec![parent];
+        hold(&mut found, ReplicaReport { shard: ShardId(50), ..held });
         assert!(!look(&found, 9_800).is_absent(missing, 0));
     }
 }

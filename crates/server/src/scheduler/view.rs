@@ -11,7 +11,7 @@ use anchorhold_placement::{
 
 use super::observe::{ShardPast, lag_entries};
 use crate::config::PlacementSettings;
-use crate::request::{NodeReport, ReplicaReport};
+use crate::report::{NodeReport, ReplicaReport};
 use crate::survey::{ShardSurvey, Survey};
 
 /// What the planner knows; `seen` is what was seen of the shards over time.

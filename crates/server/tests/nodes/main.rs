@@ -8,5 +8,6 @@ mod healing;
 mod anchors;
 mod locate;
 mod merging;
+mod reports;
 mod scrub;
 mod splitting;

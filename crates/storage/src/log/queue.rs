@@ -16,6 +16,7 @@ use super::frame::{
 use super::group::{GroupState, refuses_purge};
 use super::index::{Index, Slot};
 use super::memory::moves;
+use super::recent::RecentFsyncs;
 use crate::log_store::{
     Completion, GroupId, HardState, LogEntry, LogError, LogPosition, LogStats, LogWrite, Lost,
 };
@@ -109,6 +110,7 @@ pub(super) struct State {
     pub(super) closed: bool,
     pub(super) poisoned: Option<Arc<io::Error>>,
     pub(super) stats: LogStats,
+    pub(super) recent_fsyncs: RecentFsyncs,
 }
 
 /// What callers and the writer share.

@@ -416,8 +416,10 @@ impl Writer {
             }
         }
         if let Some(took) = fsync {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             state.stats.fsyncs += 1;
-            state.stats.fsync_micros += u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            state.stats.fsync_micros += micros;
+            state.recent_fsyncs.add(micros);
         }
         self.show_room(&mut state);
         drop(state);
