@@ -110,7 +110,9 @@ impl WhyNot {
             }
             Self::Resting => "wait; the node that leads the catalog logs why it was given up",
             Self::BelowTimer(_) => "wait for the node or its timer, or decommission it",
-            Self::NoRoom => "add a node, or a disk, in a zone of the class's regions",
+            Self::NoRoom => {
+                "bring nodes that are not up back, or add a node or a disk, in a zone of the class's regions"
+            }
             Self::NoRoomInRegion => "add nodes to the region, or bring the lost ones back",
             Self::ResidencyForbids => "add a node inside the class's residency set",
             Self::CatchingUp(_) => "wait until the replica has caught up",

@@ -783,7 +783,7 @@ fn a_node_that_cannot_leave_is_told_why() {
         expect![[r#"
             replicas 2 moving 0 ready 0
             1 [ShardId(2)]: wait
-            1 [ShardId(1)]: add a node, or a disk, in a zone of the class's regions
+            1 [ShardId(1)]: bring nodes that are not up back, or add a node or a disk, in a zone of the class's regions
         "#]],
     );
     check_blocked(
