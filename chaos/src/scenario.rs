@@ -128,6 +128,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("all-zones-power-loss", include_str!("../scenarios/all-zones-power-loss.toml")),
     ("swarm", include_str!("../scenarios/swarm.toml")),
     ("marathon", include_str!("../scenarios/marathon.toml")),
+    ("catalogue", include_str!("../scenarios/catalogue.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
     ("splits", include_str!("../scenarios/splits.toml")),
     ("reshape", include_str!("../scenarios/reshape.toml")),
