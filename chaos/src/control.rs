@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
+use crate::scenario::FaultKind;
+
 /// The variable that names the control file to a node.
 pub const CONTROL_VARIABLE: &str = "ANCHORHOLD_CHAOS_CONTROL";
 
@@ -126,6 +128,25 @@ impl Control {
                 _ => sleep(LOOK_INTERVAL).await,
             }
         }
+    }
+
+    /// Takes back what a fault of this kind wants, if it wants anything.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the others want nothing of a node")]
+    pub fn undo(&self, kind: FaultKind) -> anyhow::Result<()> {
+        let undo: fn(&mut Wanted) = match kind {
+            FaultKind::ClockJump => |wanted| wanted.clock_offset_ms = 0,
+            FaultKind::ClockDrift => |wanted| wanted.clock_drift = 0.0,
+            FaultKind::DiskFull => |wanted| wanted.disk_full = false,
+            FaultKind::DiskWriteError => |wanted| wanted.disk_write_error = false,
+            FaultKind::DiskSyncError => |wanted| wanted.disk_sync_error = false,
+            FaultKind::DiskStall => |wanted| wanted.disk_stall_ms = 0,
+            FaultKind::CrashAt => |wanted| wanted.ends_at.clear(),
+            _ => return Ok(()),
+        };
+        self.want(undo).map(drop)
     }
 
     /// What the node said last; `None` if it never did.

@@ -92,7 +92,8 @@ pub struct ProcessDriver {
     fabric: Fabric,
     cuts: Mutex<Cuts>,
     controls: BTreeMap<String, Control>,
-    guards: Mutex<BTreeMap<String, PauseGuard>>,
+    /// Frozen nodes, each with the fault that froze it.
+    guards: Mutex<BTreeMap<(String, u32), PauseGuard>>,
     /// Nodes that may end by themselves, and how many faults say so.
     excused: Mutex<BTreeMap<String, u32>>,
     admins: BTreeMap<String, AdminClient>,
@@ -277,8 +278,7 @@ impl ProcessDriver {
                 cluster.kill_node(name)?;
             }
         }
-        let mut guards = self.guards.lock();
-        names.iter().for_each(|name| drop(guards.remove(name)));
+        self.guards.lock().retain(|(name, _), _| !names.contains(name));
         Ok(())
     }
 
@@ -351,11 +351,11 @@ impl ProcessDriver {
     ///
     /// # Errors
     /// If it does not run.
-    pub fn pause(&self, name: &str) -> anyhow::Result<bool> {
+    pub fn pause(&self, fault: u32, name: &str) -> anyhow::Result<bool> {
         let process = self.process(name)?.with_context(|| format!("{name} does not run"))?;
         // The guard first: whatever happens to the harness, the node goes on afterwards.
         let guard = PauseGuard::start(process.clone())?;
-        self.guards.lock().insert(name.to_owned(), guard);
+        self.guards.lock().insert((name.to_owned(), fault), guard);
         process.pause()?;
         // The signal is delivered when the process is next scheduled.
         for _ in 0..200 {
@@ -367,9 +367,22 @@ impl ProcessDriver {
         Ok(false)
     }
 
-    /// Lets a frozen node go on.
-    pub fn resume(&self, name: &str) {
-        self.guards.lock().remove(name);
+    /// Whether a fault has frozen a node.
+    fn is_frozen(&self, name: &str) -> bool {
+        self.guards.lock().keys().any(|(frozen, _)| frozen == name)
+    }
+
+    /// Lets a node go on that a fault froze, unless another fault has frozen it too.
+    pub fn resume(&self, fault: u32, name: &str) {
+        let mut guards = self.guards.lock();
+        // Its end lets the process go on.
+        drop(guards.remove(&(name.to_owned(), fault)));
+        if guards.keys().any(|(frozen, _)| frozen == name)
+            && let Ok(Some(process)) = self.process(name)
+        {
+            // One that has just ended needs nothing.
+            drop(process.pause());
+        }
     }
 
     /// The cut of a fault is on from now on; `None` heals it.

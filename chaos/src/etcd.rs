@@ -28,7 +28,7 @@ use crate::cut::Cut;
 use crate::events::{Canary, EventKind, EventLog, FaultEvent, FaultStage, Sample};
 use crate::judge::Invariant;
 use crate::run::{RunOutcome, RunProgress, schedule};
-use crate::run_directory::{RUN_FORMAT, RunDescription, RunDirectory};
+use crate::run_directory::{AskedOfRun, RUN_FORMAT, RunDescription, RunDirectory};
 use crate::scenario::{Fault, FaultKind, Phase, Scenario, View};
 use crate::workload::WorkloadConfig;
 
@@ -47,6 +47,8 @@ pub struct EtcdConfig {
     pub binary: PathBuf,
     /// What to type to run this again.
     pub replay: String,
+    /// What was asked for, to be written down.
+    pub asked: AskedOfRun,
 }
 
 /// What the judge can find out about etcd.
@@ -165,6 +167,7 @@ fn description(config: &EtcdConfig) -> RunDescription {
         budgets: BTreeMap::new(),
         zones: scenario.zones(),
         mutants: Vec::new(),
+        asked: config.asked.clone(),
     }
 }
 

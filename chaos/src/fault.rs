@@ -6,6 +6,7 @@ mod proof;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -37,9 +38,13 @@ pub struct ActiveFault {
     /// The failpoint at which they end, if that is the fault.
     point: &'static str,
     /// What goes on while it lasts.
-    task: Option<JoinHandle<anyhow::Result<String>>>,
-    /// Connections through the proxies when it began.
+    task: Option<JoinHandle<anyhow::Result<Seen>>>,
+    /// Connections through the proxies of its links when it began.
     connections: u64,
+    /// How often all its nodes were frozen at once.
+    freezes: Arc<AtomicU64>,
+    /// The clocks that run fast, as they were when they began to.
+    clocks: Vec<proof::Drift>,
 }
 
 /// How long a node may take to be ready again after it was started.
@@ -63,29 +68,49 @@ impl Seen {
 
 /// Does a fault to some nodes. Returns once it holds, with the proof.
 ///
-/// # Errors
-/// If it cannot be done.
+/// What could not be done did not take: a node may have ended a moment ago. It is to be healed all
+/// the same, for some of it may have been done.
 pub async fn apply(
     driver: &Arc<ProcessDriver>,
     id: u32,
     fault: &Fault,
     nodes: Vec<String>,
     rng: &mut StdRng,
-) -> anyhow::Result<(ActiveFault, Seen)> {
-    let kind = fault.kind;
-    let connections = proof::connections(driver);
-    let mut active =
-        ActiveFault { id, kind, nodes, point: fault.settings.point, task: None, connections };
-    let nodes = active.nodes.clone();
+) -> (ActiveFault, Seen) {
+    let connections = proof::connections(driver, &links_of(driver, &nodes));
+    let mut active = ActiveFault {
+        id,
+        kind: fault.kind,
+        nodes,
+        point: fault.settings.point,
+        task: None,
+        connections,
+        freezes: Arc::default(),
+        clocks: Vec::new(),
+    };
+    let begun = begin(driver, &mut active, fault, rng).await;
+    let seen = begun.unwrap_or_else(|error| Seen::of(false, format!("{error:#}")));
+    (active, seen)
+}
+
+async fn begin(
+    driver: &Arc<ProcessDriver>,
+    active: &mut ActiveFault,
+    fault: &Fault,
+    rng: &mut StdRng,
+) -> anyhow::Result<Seen> {
+    let (id, kind, nodes) = (active.id, active.kind, active.nodes.clone());
     let seen = match kind {
         FaultKind::Kill => {
             driver.kill(&nodes)?;
             proof::dead(driver, &nodes).await?
         }
         FaultKind::PowerLoss => power_loss(driver, id, &nodes, rng).await?,
-        FaultKind::Pause => pause(driver, &nodes)?,
+        FaultKind::Pause => pause(driver, id, &nodes)?,
         FaultKind::Starve => {
-            active.task = Some(tokio::spawn(starve(driver.clone(), nodes, fault.clone())));
+            let freezes = Arc::clone(&active.freezes);
+            active.task =
+                Some(tokio::spawn(starve(driver.clone(), id, nodes, fault.clone(), freezes)));
             Seen { canary: Canary::None, detail: "frozen and not in turn".to_owned() }
         }
         FaultKind::Stop => stop(driver, &nodes).await?,
@@ -121,14 +146,21 @@ pub async fn apply(
             active.task = Some(tokio::spawn(reset(driver.clone(), links, turn(fault))));
             Seen { canary: Canary::None, detail: "reset over and over".to_owned() }
         }
-        FaultKind::ClockJump | FaultKind::ClockDrift => clock(driver, fault, &nodes).await?,
+        FaultKind::ClockJump => clock_jump(driver, fault, &nodes).await?,
+        FaultKind::ClockDrift => {
+            for node in &nodes {
+                active.clocks.push(proof::Drift::begin(driver, node, fault.settings.rate).await?);
+            }
+            let rate = fault.settings.rate * 100.0;
+            Seen { canary: Canary::None, detail: format!("both clocks {rate} % fast") }
+        }
         FaultKind::DiskFull
         | FaultKind::DiskWriteError
         | FaultKind::DiskSyncError
         | FaultKind::DiskStall => disk(driver, fault, &nodes).await?,
         FaultKind::CrashAt => crash_at(driver, fault, &nodes)?,
     };
-    Ok((active, seen))
+    Ok(seen)
 }
 
 /// Whether nodes may end by themselves while a fault of this kind lasts.
@@ -198,10 +230,10 @@ async fn power_loss(
     Ok(Seen::of(gone && 0 < held, detail))
 }
 
-fn pause(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Result<Seen> {
+fn pause(driver: &ProcessDriver, id: u32, nodes: &[String]) -> anyhow::Result<Seen> {
     let mut frozen = 0;
     for node in nodes {
-        frozen += usize::from(driver.pause(node)?);
+        frozen += usize::from(driver.pause(id, node)?);
     }
     Ok(Seen::of(frozen == nodes.len(), format!("{frozen} processes are frozen")))
 }
@@ -218,10 +250,11 @@ async fn wipe(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Result<Seen> 
 }
 
 async fn stop(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Result<Seen> {
-    let mut detail = Vec::new();
+    let (mut detail, mut all) = (Vec::new(), true);
     for node in nodes {
         let begun = Instant::now();
         let by_itself = driver.stop_node(node).await?;
+        all &= by_itself;
         let took = begun.elapsed().as_millis();
         detail.push(if by_itself {
             format!("{node} stopped in {took} ms")
@@ -229,17 +262,18 @@ async fn stop(driver: &ProcessDriver, nodes: &[String]) -> anyhow::Result<Seen> 
             format!("{node} did not stop in {took} ms and was killed")
         });
     }
-    Ok(Seen::took(detail.join(", ")))
+    Ok(Seen::of(all, detail.join(", ")))
 }
 
-async fn roll(driver: Arc<ProcessDriver>, nodes: Vec<String>) -> anyhow::Result<String> {
-    let mut detail = Vec::new();
+async fn roll(driver: Arc<ProcessDriver>, nodes: Vec<String>) -> anyhow::Result<Seen> {
+    let (mut detail, mut all) = (Vec::new(), true);
     for node in &nodes {
         let begun = Instant::now();
         let by_itself = driver.stop_node(node).await?;
         let stopped = begun.elapsed().as_millis();
         driver.start_node(node).await?;
         let is_ready = driver.wait_ready(node, READY_MAX).await;
+        all &= by_itself && is_ready;
         let how = if by_itself { "stopped" } else { "had to be killed" };
         let ready = if is_ready { "ready" } else { "not ready" };
         let whole = begun.elapsed().as_millis();
@@ -247,7 +281,7 @@ async fn roll(driver: Arc<ProcessDriver>, nodes: Vec<String>) -> anyhow::Result<
         // The next one only when this one carries its share: as an operator does it.
         wait_healthy(&driver, READY_MAX).await;
     }
-    Ok(detail.join("; "))
+    Ok(Seen::of(all, detail.join("; ")))
 }
 
 async fn wait_healthy(driver: &ProcessDriver, wait: Duration) -> bool {
@@ -313,19 +347,23 @@ async fn damage(
 
 async fn starve(
     driver: Arc<ProcessDriver>,
+    id: u32,
     nodes: Vec<String>,
     fault: Fault,
-) -> anyhow::Result<String> {
+    freezes: Arc<AtomicU64>,
+) -> anyhow::Result<Seen> {
     let period = turn(&fault);
     let running = period.mul_f64(fault.settings.share);
     loop {
+        let mut all = true;
         for node in &nodes {
-            // It may have ended meanwhile, which the next look will tell.
-            drop(driver.pause(node));
+            // One that has ended meanwhile cannot be frozen.
+            all &= driver.pause(id, node).unwrap_or_default();
         }
+        freezes.fetch_add(u64::from(all), Ordering::Relaxed);
         sleep(period - running).await;
         for node in &nodes {
-            driver.resume(node);
+            driver.resume(id, node);
         }
         sleep(running).await;
     }
@@ -336,7 +374,7 @@ async fn flap(
     id: u32,
     cut: Cut,
     half: Duration,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Seen> {
     loop {
         sleep(half).await;
         driver.set_cut(id, None);
@@ -349,7 +387,7 @@ async fn reset(
     driver: Arc<ProcessDriver>,
     links: BTreeSet<LinkId>,
     period: Duration,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Seen> {
     loop {
         driver.fabric().reset(links.clone());
         sleep(period).await;
@@ -363,18 +401,16 @@ fn links_of(driver: &ProcessDriver, nodes: &[String]) -> BTreeSet<LinkId> {
     driver.fabric().links().into_iter().filter(touches).collect()
 }
 
-async fn clock(driver: &ProcessDriver, fault: &Fault, nodes: &[String]) -> anyhow::Result<Seen> {
+async fn clock_jump(
+    driver: &ProcessDriver,
+    fault: &Fault,
+    nodes: &[String],
+) -> anyhow::Result<Seen> {
     #[expect(clippy::cast_possible_truncation, reason = "settings are checked: within 1e9")]
     let by_ms = fault.settings.by_ms as i64;
     let (mut detail, mut all) = (Vec::new(), true);
     for node in nodes {
         let control = driver.control(node)?;
-        if fault.kind == FaultKind::ClockDrift {
-            let rate = fault.settings.rate;
-            control.change(|wanted| wanted.clock_drift = rate).await?;
-            detail.push(format!("{node}: both clocks {} % fast", rate * 100.0));
-            continue;
-        }
         let before = proof::clock_ahead_ms(&control.change(|_| {}).await?);
         let applied = control.change(|wanted| wanted.clock_offset_ms = by_ms).await?;
         let moved = proof::clock_ahead_ms(&applied) - before;
@@ -402,11 +438,19 @@ impl ActiveFault {
         &self.nodes
     }
 
-    /// Takes it back, and says what was seen of it until then.
+    /// Takes it back, and says what was seen of it until then. What `others`, which are still on,
+    /// did to the same nodes stays.
     ///
     /// # Errors
     /// If it cannot be taken back.
-    pub async fn heal(mut self, driver: &Arc<ProcessDriver>) -> anyhow::Result<Seen> {
+    pub async fn heal(
+        mut self,
+        driver: &Arc<ProcessDriver>,
+        others: &[&Self],
+    ) -> anyhow::Result<Seen> {
+        let is_held = |kinds: &[FaultKind], node: &String| {
+            others.iter().any(|other| kinds.contains(&other.kind) && other.nodes.contains(node))
+        };
         let mut seen = Seen::took("");
         if let Some(task) = self.task.take() {
             seen = self.end_task(driver, task).await?;
@@ -414,36 +458,28 @@ impl ActiveFault {
         if self.kind == FaultKind::CrashAt {
             seen = proof::ended_at(driver, &self.nodes, self.point).await?;
         }
+        if !self.clocks.is_empty() {
+            seen = proof::drifted(driver, &self.clocks).await?;
+        }
         driver.set_cut(self.id, None);
         for node in &self.nodes {
-            driver.resume(node);
+            driver.resume(self.id, node);
             if let Ok(control) = driver.control(node)
-                && matches!(
-                    self.kind,
-                    FaultKind::ClockJump
-                        | FaultKind::ClockDrift
-                        | FaultKind::DiskFull
-                        | FaultKind::DiskWriteError
-                        | FaultKind::DiskSyncError
-                        | FaultKind::DiskStall
-                        | FaultKind::CrashAt
-                )
+                && !is_held(&[self.kind], node)
             {
-                control.want(|wanted| {
-                    wanted.clock_offset_ms = 0;
-                    wanted.clock_drift = 0.0;
-                    wanted.disk_full = false;
-                    wanted.disk_write_error = false;
-                    wanted.disk_sync_error = false;
-                    wanted.disk_stall_ms = 0;
-                    wanted.ends_at.clear();
-                })?;
+                control.undo(self.kind)?;
             }
         }
+        let is_excused = |node: &&String| {
+            others.iter().any(|other| excuses(other.kind) && other.nodes.contains(node))
+        };
         if excuses(self.kind) {
-            driver.excuse(&self.nodes, false);
+            let excused = self.nodes.iter().filter(|node| !is_excused(node));
+            driver.excuse(&excused.cloned().collect::<Vec<_>>(), false);
         }
-        let starts = self.nodes.iter().map(|node| async move {
+        let down = [FaultKind::Kill, FaultKind::PowerLoss, FaultKind::Stop];
+        let starts = self.nodes.iter().filter(|node| !is_held(&down, node));
+        let starts = starts.map(|node| async move {
             if driver.process(node)?.is_none() {
                 driver.start_node(node).await?;
                 let begun = Instant::now();
@@ -468,25 +504,23 @@ impl ActiveFault {
     async fn end_task(
         &self,
         driver: &Arc<ProcessDriver>,
-        mut task: JoinHandle<anyhow::Result<String>>,
+        mut task: JoinHandle<anyhow::Result<Seen>>,
     ) -> anyhow::Result<Seen> {
         if self.kind == FaultKind::Roll {
             let ended = tokio::time::timeout(ROLL_MAX, &mut task).await;
-            let detail =
-                ended.context("the rolling restart did not end")?.context("it panicked")??;
-            return Ok(Seen::took(detail));
+            return ended.context("the rolling restart did not end")?.context("it panicked")?;
         }
         task.abort();
         // Aborted, as wished.
         let _ = task.await;
         if self.kind == FaultKind::Reset {
-            let made = proof::connections(driver).saturating_sub(self.connections);
+            let links = links_of(driver, &self.nodes);
+            let made = proof::connections(driver, &links).saturating_sub(self.connections);
             return Ok(Seen::of(0 < made, format!("{made} connections had to be made again")));
         }
         if self.kind == FaultKind::Starve {
-            let is_up = |node: &String| matches!(driver.process(node), Ok(Some(_)));
-            let alive = self.nodes.iter().all(is_up);
-            return Ok(Seen::of(alive, "frozen and not in turn, all the time"));
+            let freezes = self.freezes.load(Ordering::Relaxed);
+            return Ok(Seen::of(0 < freezes, format!("frozen {freezes} times")));
         }
         Ok(Seen::took(""))
     }

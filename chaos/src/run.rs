@@ -34,7 +34,7 @@ use crate::driver::{DriverConfig, DriverKind, ProcessDriver};
 use crate::events::{EventKind, EventLog};
 use crate::judge;
 use crate::mutants::NodeMutant;
-use crate::run_directory::{RUN_FORMAT, RunDescription, RunDirectory};
+use crate::run_directory::{AskedOfRun, RUN_FORMAT, RunDescription, RunDirectory};
 use crate::scenario::{FaultKind, Scenario};
 use crate::workload::{self, RunningWorkload};
 
@@ -65,6 +65,8 @@ pub struct RunConfig {
     pub time_max: Option<Duration>,
     /// Bugs that are put into nodes, to see that they are found.
     pub mutants: Vec<NodeMutant>,
+    /// What was asked for, to be written down.
+    pub asked: AskedOfRun,
 }
 
 /// What a run came to, judging aside.
@@ -245,6 +247,7 @@ fn description(config: &RunConfig) -> RunDescription {
         budgets: scenario.budgets.clone(),
         zones: scenario.zones(),
         mutants: config.mutants.iter().map(ToString::to_string).collect(),
+        asked: config.asked.clone(),
     }
 }
 

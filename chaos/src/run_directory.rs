@@ -47,6 +47,22 @@ pub struct RunDescription {
     /// Bugs that were put in on purpose, and into which nodes.
     #[serde(default)]
     pub mutants: Vec<String>,
+    /// What else was asked for.
+    #[serde(default)]
+    pub asked: AskedOfRun,
+}
+
+/// What a run was asked for beside its scenario, so that it can be made again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AskedOfRun {
+    /// What was run, if it was not this store.
+    pub system: Option<String>,
+    /// Rounds, if they were not the scenario's.
+    pub rounds: Option<usize>,
+    /// Minutes that it was to take.
+    pub minutes: Option<f64>,
+    /// More settings of the nodes, as `key=value`.
+    pub settings: Vec<String>,
 }
 
 /// Version of `run.json` that this code reads and writes.
@@ -175,6 +191,11 @@ mod tests {
             budgets: BTreeMap::from([("write_gap_ms_max".to_owned(), 3_000.0)]),
             zones: BTreeMap::from([("a1".to_owned(), "a".to_owned())]),
             mutants: vec!["apply-skipped@a1".to_owned()],
+            asked: AskedOfRun {
+                rounds: Some(3),
+                settings: vec!["a=1".to_owned()],
+                ..AskedOfRun::default()
+            },
         };
         run.describe(&description).unwrap();
         assert_eq!(RunDirectory::open(&path).unwrap().description().unwrap(), description);

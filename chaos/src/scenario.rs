@@ -200,7 +200,28 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`] with the place in the text.
     pub fn parse(file: &str, text: &str) -> Result<Self, ScenarioError> {
-        text::parse(file, text)
+        text::parse(file, text, None)
+    }
+
+    /// Reads a scenario and the topology that it was run on, as a run's directory holds them: the
+    /// topology's file may not be there any more.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_with_topology(
+        file: &str,
+        text: &str,
+        topology: &str,
+    ) -> Result<Self, ScenarioError> {
+        text::parse(file, text, Some(topology))
+    }
+
+    /// Takes so many rounds instead of its own, and so much more or less time.
+    pub fn set_rounds(&mut self, rounds: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "rounds are few")]
+        let factor = rounds as f64 / self.rounds.max(1) as f64;
+        self.timeout = self.timeout.mul_f64(factor.max(1.0));
+        self.rounds = rounds;
     }
 
     /// The faults of a phase in a round, swarm included.

@@ -50,7 +50,7 @@ impl ProcessDriver {
 
     /// A node that does not run, or is frozen, only costs time.
     fn is_running_freely(&self, name: &str) -> bool {
-        matches!(self.process(name), Ok(Some(_))) && !self.guards.lock().contains_key(name)
+        matches!(self.process(name), Ok(Some(_))) && !self.is_frozen(name)
     }
 
     async fn ask(&self, name: &str) -> Option<Answer> {

@@ -1,12 +1,13 @@
 //! Seeing that a fault took.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
 
 use super::Seen;
-use crate::control::Applied;
+use crate::control::{Applied, Wanted};
 use crate::cut::Cut;
 use crate::driver::{Fabric, ProcessDriver};
 use crate::network::{Flow, Network, Party};
@@ -19,8 +20,6 @@ const SILENCE: Duration = Duration::from_millis(60);
 const DROPS_MAX: Duration = Duration::from_secs(5);
 /// How long a token may take over a slow one.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Links that are probed for one fault, at most.
-const PROBED_MAX: usize = 6;
 /// Tokens sent over a lossy link until one is lost.
 const TOKENS_MAX: u32 = 400;
 /// How long a heal waits for a node to come to its failpoint.
@@ -28,9 +27,68 @@ const FAILPOINT_MAX: Duration = Duration::from_secs(5);
 /// How long a disk fault may go without meeting anyone.
 const DISK_HIT_MAX: Duration = Duration::from_secs(5);
 
-/// Connections made through all proxies so far.
-pub(super) fn connections(driver: &ProcessDriver) -> u64 {
-    let (fabric, links) = (driver.fabric(), driver.fabric().links());
+/// A clock that was told to run fast.
+#[derive(Clone, Debug)]
+pub(super) struct Drift {
+    node: String,
+    rate: f64,
+    begun: Instant,
+    /// How far it was ahead then, jumps aside, in milliseconds.
+    ahead_ms: i64,
+}
+
+impl Drift {
+    /// Tells a node's clocks to run fast by a rate.
+    pub(super) async fn begin(
+        driver: &ProcessDriver,
+        node: &str,
+        rate: f64,
+    ) -> anyhow::Result<Self> {
+        let ahead_ms = Self::ahead_ms(driver, node, |wanted| wanted.clock_drift = rate).await?;
+        Ok(Self { node: node.to_owned(), rate, begun: Instant::now(), ahead_ms })
+    }
+
+    /// Changes what is wanted, and says how far the clock is ahead, but for what it was told to jump.
+    async fn ahead_ms(
+        driver: &ProcessDriver,
+        node: &str,
+        change: impl FnOnce(&mut Wanted),
+    ) -> anyhow::Result<i64> {
+        let mut jump_ms = 0;
+        let change = |wanted: &mut Wanted| {
+            change(wanted);
+            jump_ms = wanted.clock_offset_ms;
+        };
+        let applied = driver.control(node)?.change(change).await?;
+        Ok(clock_ahead_ms(&applied) - jump_ms)
+    }
+}
+
+/// Clocks that were told to run fast have gained at least half of what they should have.
+pub(super) async fn drifted(driver: &ProcessDriver, clocks: &[Drift]) -> anyhow::Result<Seen> {
+    let (mut detail, mut all) = (Vec::new(), true);
+    for clock in clocks {
+        let now_ms = match Drift::ahead_ms(driver, &clock.node, |_| {}).await {
+            Ok(now_ms) => now_ms,
+            Err(error) => return Ok(Seen::of(false, format!("{}: {error:#}", clock.node))),
+        };
+        let gained_ms = now_ms - clock.ahead_ms;
+        all &= has_gained(gained_ms, clock.rate * clock.begun.elapsed().as_secs_f64() * 1_000.0);
+        detail.push(format!("{}: the clock gained {gained_ms} ms", clock.node));
+    }
+    Ok(Seen::of(all, detail.join("; ")))
+}
+
+/// Between a look at a node's clock and one at this machine's lie some milliseconds.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds of a run are few")]
+fn has_gained(gained_ms: i64, asked_ms: f64) -> bool {
+    const NOISE_MS: f64 = 10.0;
+    asked_ms / 2.0 - NOISE_MS <= gained_ms as f64
+}
+
+/// Connections made through the proxies of some links so far.
+pub(super) fn connections(driver: &ProcessDriver, links: &BTreeSet<LinkId>) -> u64 {
+    let fabric = driver.fabric();
     let counters = links.iter().filter_map(|link| fabric.counters(link));
     counters.map(|counters| counters.connections.load(Ordering::Relaxed)).sum()
 }
@@ -146,7 +204,7 @@ fn probed_links(driver: &ProcessDriver, cut: &Cut, network: &Network) -> Vec<Lin
         });
         is_touched && !network.is_refusing(&link.to)
     };
-    driver.fabric().links().into_iter().filter(touched).take(PROBED_MAX).collect()
+    driver.fabric().links().into_iter().filter(touched).collect()
 }
 
 /// What a token's fate says against what was declared.
@@ -236,10 +294,13 @@ pub(super) async fn disk(
     let hits = |applied: &Applied| applied.hits.get(hit).copied().unwrap_or_default();
     let before = hits(&control.change(|_| {}).await?);
     control.want(|wanted| {
-        wanted.disk_full = fault.kind == FaultKind::DiskFull;
-        wanted.disk_write_error = fault.kind == FaultKind::DiskWriteError;
-        wanted.disk_sync_error = fault.kind == FaultKind::DiskSyncError;
-        wanted.disk_stall_ms = if fault.kind == FaultKind::DiskStall { stall_ms } else { 0 };
+        // What another fault wants of the same disk stays.
+        wanted.disk_full |= fault.kind == FaultKind::DiskFull;
+        wanted.disk_write_error |= fault.kind == FaultKind::DiskWriteError;
+        wanted.disk_sync_error |= fault.kind == FaultKind::DiskSyncError;
+        if fault.kind == FaultKind::DiskStall {
+            wanted.disk_stall_ms = stall_ms;
+        }
     })?;
     let give_up = Instant::now() + DISK_HIT_MAX;
     while Instant::now() < give_up {

@@ -13,7 +13,7 @@ use crate::report::{BudgetResult, FaultResult, RecoveryRow, Spread};
 /// How long before a fault a gap may begin.
 const BEFORE_NS: u64 = 200_000_000;
 /// How long after the heal a fault is looked at, if nothing else comes.
-const AFTER_NS: u64 = 10_000_000_000;
+pub(super) const AFTER_NS: u64 = 10_000_000_000;
 
 /// Measures every fault.
 pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Vec<FaultResult> {
@@ -126,7 +126,7 @@ pub(super) fn recovery(faults: &[FaultResult]) -> Vec<RecoveryRow> {
     kinds.into_iter().map(row).collect()
 }
 
-fn measure_of(fault: &FaultResult, name: &str) -> Option<f64> {
+pub(super) fn measure_of(fault: &FaultResult, name: &str) -> Option<f64> {
     fault.measures.iter().find(|(measure, _)| measure == name).map(|(_, value)| *value)
 }
 

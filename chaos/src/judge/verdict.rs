@@ -13,8 +13,8 @@ use crate::checker::{Findings, convergence};
 use crate::events::read_events;
 use crate::history::End;
 use crate::report::{
-    self, InvariantResult, InvariantState, REPORT_FORMAT, Report, RunFacts, Texts, Totals, Verdict,
-    WorkloadSummary,
+    self, BudgetResult, FaultResult, InvariantResult, InvariantState, REPORT_FORMAT, Report,
+    RunFacts, Texts, Totals, Verdict, WorkloadSummary,
 };
 use crate::run_directory::{RunDescription, RunDirectory};
 use crate::scenario::FAILPOINTS;
@@ -209,6 +209,35 @@ fn is_testable(invariant: Invariant, workloads: &[WorkloadSummary]) -> bool {
     invariant.is_of_cluster() || workloads.iter().any(is_tested)
 }
 
+/// How slow the machine was at least whenever a budget was missed: where it was not slow, it is no
+/// excuse.
+fn slowness(report: &Report, missed: &BudgetResult) -> f64 {
+    let is_over = |fault: &&FaultResult| {
+        budget::measure_of(fault, &missed.name).is_some_and(|value| missed.bound < value)
+    };
+    let over = report.faults.iter().filter(is_over).map(|fault| {
+        let healed_ns = fault.healed_ns.unwrap_or(u64::MAX);
+        lateness(report, fault.asked_ns, healed_ns.saturating_add(budget::AFTER_NS))
+    });
+    // Times of all operations belong to no fault.
+    over.reduce(f64::min).unwrap_or_else(|| lateness(report, 0, u64::MAX))
+}
+
+/// The latest that a sleeper of 1 ms woke, in milliseconds.
+fn lateness(report: &Report, from_ns: u64, until_ns: u64) -> f64 {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let seconds = (0_u64..).zip(&report.timeline);
+    let within =
+        seconds.filter(|(number, _)| (from_ns / SECOND_NS..=until_ns / SECOND_NS).contains(number));
+    within.map(|(_, second)| second.lateness_ms).fold(0.0, f64::max)
+}
+
+fn late(slow_ms: f64) -> String {
+    format!(
+        "the machine was slow: a sleeper of 1 ms woke {slow_ms:.0} ms late (99th percentile of a second)"
+    )
+}
+
 /// Decides the verdict: broken promises first, then what keeps the run from proving anything.
 fn decide(report: &mut Report, problems: Vec<String>, mut missed: Vec<String>) {
     let mut broken = Vec::new();
@@ -238,24 +267,21 @@ fn decide(report: &mut Report, problems: Vec<String>, mut missed: Vec<String>) {
         match budget.value {
             None => open.push(format!("{name} has a budget and was not measured")),
             Some(value) if budget.bound < value => {
-                missed.push(format!(
-                    "{name} is {value:.0} ms, above its budget of {:.0} ms",
-                    budget.bound
-                ));
+                let text =
+                    format!("{name} is {value:.0} ms, above its budget of {:.0} ms", budget.bound);
+                let slow = slowness(report, budget);
+                if LATENESS_MS_MAX < slow {
+                    open.push(format!("{text}; {}", late(slow)));
+                } else {
+                    missed.push(text);
+                }
             }
             Some(_) => {}
         }
     }
-    let slow = report.timeline.iter().map(|second| second.lateness_ms).fold(0.0, f64::max);
+    let slow = lateness(report, 0, u64::MAX);
     if LATENESS_MS_MAX < slow {
-        let text = format!(
-            "the machine was slow: a sleeper of 1 ms woke {slow:.0} ms late (99th percentile of a second)"
-        );
-        if missed.is_empty() {
-            report.notes.push(text);
-        } else {
-            open.push(text);
-        }
+        report.notes.push(late(slow));
     }
     report.verdict = if !broken.is_empty() {
         Verdict::InvariantBroken
@@ -269,4 +295,100 @@ fn decide(report: &mut Report, problems: Vec<String>, mut missed: Vec<String>) {
         Verdict::Pass
     };
     report.reasons = [broken, problems, open, missed].concat();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::Statistic;
+    use crate::report::Second;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    /// A run of ten seconds with one kept invariant, and a fault in the third whose gap was 500 ms.
+    fn report(bound_ms: f64, late_second: Option<usize>) -> Report {
+        let mut timeline = vec![Second::default(); 30];
+        if let Some(second) = late_second {
+            timeline[second].lateness_ms = 2.0 * LATENESS_MS_MAX;
+        }
+        Report {
+            format: REPORT_FORMAT,
+            run: RunFacts::default(),
+            verdict: Verdict::Pass,
+            reasons: Vec::new(),
+            notes: Vec::new(),
+            totals: Totals::default(),
+            workloads: Vec::new(),
+            invariants: vec![invariant(InvariantState::Kept)],
+            violations: Vec::new(),
+            budgets: vec![BudgetResult {
+                name: "write_gap_ms".to_owned(),
+                statistic: Statistic::Max,
+                bound: bound_ms,
+                value: Some(500.0),
+                count: 1,
+            }],
+            recovery: Vec::new(),
+            faults: vec![FaultResult {
+                id: 1,
+                fault: "kill".to_owned(),
+                target: "zone=a".to_owned(),
+                nodes: Vec::new(),
+                asked_ns: 3 * SECOND_NS,
+                applied_ns: Some(3 * SECOND_NS),
+                healed_ns: Some(5 * SECOND_NS),
+                took: Some(true),
+                detail: String::new(),
+                acknowledged_writes: 1,
+                measures: vec![("write_gap_ms".to_owned(), 500.0)],
+            }],
+            matrix: Vec::new(),
+            timeline,
+            phases: Vec::new(),
+            failpoints: Vec::new(),
+            texts: Texts::default(),
+        }
+    }
+
+    fn invariant(state: InvariantState) -> InvariantResult {
+        InvariantResult {
+            invariant: Invariant::OneLeader,
+            asked: true,
+            state,
+            checked: 1,
+            broken: u64::from(state == InvariantState::Broken),
+            open: vec!["too long a search".to_owned()],
+        }
+    }
+
+    #[track_caller]
+    fn check(mut report: Report, problems: &[&str], missed: &[&str], exit_code: u8) {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        decide(&mut report, owned(problems), owned(missed));
+        assert_eq!(report.verdict.exit_code(), exit_code, "{:?}", report.reasons);
+        assert_eq!(report.reasons.is_empty(), exit_code == 0);
+    }
+
+    #[test]
+    fn the_worst_that_was_found_is_the_exit_code() {
+        check(report(600.0, None), &[], &[], 0);
+        check(report(400.0, None), &[], &[], 2);
+        check(report(600.0, None), &[], &["not healthy within 60 s"], 2);
+        check(report(600.0, None), &["a fault did not take"], &[], 4);
+        check(report(400.0, None), &["a fault did not take"], &[], 4);
+        let with = |state| Report { invariants: vec![invariant(state)], ..report(400.0, None) };
+        check(with(InvariantState::Undecided), &[], &[], 3);
+        check(with(InvariantState::Untested), &[], &[], 3);
+        check(with(InvariantState::Broken), &["a fault did not take"], &[], 1);
+    }
+
+    #[test]
+    fn a_slow_machine_excuses_what_it_was_slow_for_and_nothing_else() {
+        check(report(400.0, Some(4)), &[], &[], 3);
+        check(report(400.0, Some(14)), &[], &[], 3);
+        check(report(400.0, Some(2)), &[], &[], 2);
+        check(report(400.0, Some(16)), &[], &[], 2);
+        check(report(600.0, Some(4)), &[], &[], 0);
+        check(report(600.0, Some(4)), &[], &["not healthy within 60 s"], 2);
+    }
 }

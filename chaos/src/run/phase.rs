@@ -182,8 +182,7 @@ impl Phases {
             self.enders.push(event.clone());
         }
         let before = self.processes(&nodes);
-        let applied = fault::apply(&run.driver, id, fault, nodes, &mut self.rng).await;
-        let (active, seen) = applied.with_context(|| format!("fault {}", event.fault))?;
+        let (active, seen) = fault::apply(&run.driver, id, fault, nodes, &mut self.rng).await;
         event.stage = FaultStage::Applied;
         event.applied_ns = Some(run.clock.now_ns());
         let seen = self.overtaken(&event, &before, seen);
@@ -215,8 +214,9 @@ impl Phases {
 
     async fn heal(&mut self, id: u32) -> anyhow::Result<()> {
         let Some(On { fault, mut event, before }) = self.active.remove(&id) else { return Ok(()) };
+        let others: Vec<&ActiveFault> = self.active.values().map(|on| &on.fault).collect();
         let seen = fault
-            .heal(&self.run.driver)
+            .heal(&self.run.driver, &others)
             .await
             .with_context(|| format!("healing fault {}", event.fault))?;
         self.board.lock().faults.remove(&id);

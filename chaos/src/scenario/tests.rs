@@ -106,3 +106,19 @@ fn a_swarm_is_drawn_into_faults_of_its_phase() {
     assert_ne!(faults, scenario.faults(phase, 1, 1), "each round draws anew");
     assert!(faults.iter().all(|fault| fault.after + fault.lasts.unwrap() <= phase.lasts));
 }
+
+#[test]
+fn a_run_is_read_again_without_its_topology_s_file_and_takes_its_time() {
+    let body = "[[phase]]\nname = \"p\"\nfor_s = 1\n";
+    let text = format!(
+        "name = \"s\"\nabout = \"t\"\ntopology = \"gone.toml\"\nrounds = 2\ntimeout_s = 100\n{body}"
+    );
+    assert!(Scenario::parse("/nowhere/s.toml", &text).is_err());
+    let (_, topology) = super::topology_text("one-node", Path::new("")).unwrap();
+    let mut scenario = Scenario::parse_with_topology("s.toml", &text, &topology).unwrap();
+    assert_eq!(scenario.topology.nodes().len(), 1);
+    scenario.set_rounds(20);
+    assert_eq!((scenario.rounds, scenario.timeout), (20, Duration::from_secs(1_000)));
+    scenario.set_rounds(1);
+    assert_eq!((scenario.rounds, scenario.timeout), (1, Duration::from_secs(1_000)));
+}

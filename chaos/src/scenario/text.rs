@@ -87,13 +87,18 @@ const WAIT_MAX_S: f64 = 60.0;
 /// The longest time that a scenario can name: a week.
 const SECONDS_MAX: f64 = 604_800.0;
 
-pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
+pub(super) fn parse(
+    file: &str,
+    text: &str,
+    topology: Option<&str>,
+) -> Result<Scenario, ScenarioError> {
     let parsed: Result<ScenarioText, _> = toml::from_str(text);
     let parsed = parsed.map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         at(file, text, span.start, error.message().trim().to_owned())
     })?;
-    build(file, text, parsed).map_err(|(span, problem)| at(file, text, span.start, problem))
+    build(file, text, parsed, topology)
+        .map_err(|(span, problem)| at(file, text, span.start, problem))
 }
 
 fn at(file: &str, text: &str, offset: usize, problem: String) -> ScenarioError {
@@ -105,12 +110,19 @@ fn at(file: &str, text: &str, offset: usize, problem: String) -> ScenarioError {
     ScenarioError { file: file.to_owned(), line, column, problem, text: shown, marker }
 }
 
-fn build(file: &str, text: &str, parsed: ScenarioText) -> Result<Scenario, Wrong> {
+fn build(
+    file: &str,
+    text: &str,
+    parsed: ScenarioText,
+    topology: Option<&str>,
+) -> Result<Scenario, Wrong> {
     check_name(&parsed.name)?;
     let base = Path::new(file).parent().unwrap_or(Path::new(""));
     let wrong_topology = |problem: String| (parsed.topology.span(), problem);
-    let (topology_file, topology_text) =
-        super::topology_text(parsed.topology.get_ref(), base).map_err(wrong_topology)?;
+    let (topology_file, topology_text) = match topology {
+        Some(text) => (parsed.topology.get_ref().clone(), text.to_owned()),
+        None => super::topology_text(parsed.topology.get_ref(), base).map_err(wrong_topology)?,
+    };
     let topology = Topology::parse(&topology_file, &topology_text)
         .map_err(|error| wrong_topology(error.to_string()))?;
     if parsed.phases.is_empty() {

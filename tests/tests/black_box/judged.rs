@@ -7,7 +7,7 @@ use anchorhold_chaos::clock::RunClock;
 use anchorhold_chaos::events::{Canary, EventKind, EventLog, FaultEvent, FaultStage};
 use anchorhold_chaos::judge::{self, Invariant};
 use anchorhold_chaos::report::{InvariantState, Report, Verdict};
-use anchorhold_chaos::run_directory::{RUN_FORMAT, RunDescription, RunDirectory};
+use anchorhold_chaos::run_directory::{AskedOfRun, RUN_FORMAT, RunDescription, RunDirectory};
 use anchorhold_chaos::workload::{
     self, ClusterAccess, NodeAccess, RunningWorkload, WorkloadConfig,
 };
@@ -66,6 +66,7 @@ fn describe(directory: &RunDirectory, access: &ClusterAccess) {
         budgets: BTreeMap::from([("write_gap_ms_max".to_owned(), 60_000.0)]),
         zones,
         mutants: Vec::new(),
+        asked: AskedOfRun::default(),
     };
     directory.describe(&description).unwrap();
 }

@@ -22,6 +22,7 @@ mod locate;
 mod merge;
 mod methods;
 mod oracle;
+mod overlap;
 mod pages;
 mod reads;
 mod release;

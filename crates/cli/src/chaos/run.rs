@@ -10,7 +10,7 @@ use anchorhold_chaos::judge::{self, Sums};
 use anchorhold_chaos::mutants::NodeMutant;
 use anchorhold_chaos::report::Report;
 use anchorhold_chaos::run::{self, RunConfig, RunOutcome, RunProgress};
-use anchorhold_chaos::run_directory::RunDirectory;
+use anchorhold_chaos::run_directory::{AskedOfRun, RunDirectory};
 use anchorhold_chaos::scenario::{FAILPOINTS, ROWS, Scenario};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -74,6 +74,35 @@ pub(super) struct HowArgs {
     /// A bug to put in, to see that it is found: NAME, or NAME@NODE; see `chaos mutants --list`
     #[arg(long = "mutant", value_name = "NAME[@NODE]")]
     pub(super) mutants: Vec<NodeMutant>,
+}
+
+impl HowArgs {
+    /// What else than the scenario is asked for, to be written down.
+    fn asked(&self) -> AskedOfRun {
+        AskedOfRun {
+            system: (self.system == ETCD).then(|| ETCD.to_owned()),
+            rounds: self.rounds,
+            minutes: self.minutes,
+            settings: self.settings.clone(),
+        }
+    }
+
+    /// These, or where they say nothing, as a run before was asked for.
+    fn or_as(mut self, before: AskedOfRun, driver: String) -> Self {
+        if let Some(system) = before.system {
+            self.system = system;
+        }
+        if self.driver != NETNS {
+            self.driver = driver;
+        }
+        if self.rounds.is_none() && self.minutes.is_none() {
+            (self.rounds, self.minutes) = (before.rounds, before.minutes);
+        }
+        if self.settings.is_empty() {
+            self.settings = before.settings;
+        }
+        self
+    }
 }
 
 /// Flags of `chaos list`.
@@ -152,7 +181,10 @@ async fn run_all(seed: Option<u64>, how: HowArgs) -> anyhow::Result<()> {
         );
     }
     // What was skipped proves nothing.
-    let code = if skipped.is_empty() { sums.exit_code } else { sums.exit_code.max(INCONCLUSIVE) };
+    let code = match sums.exit_code {
+        PASSED | BUDGET_MISSED if !skipped.is_empty() => INCONCLUSIVE,
+        code => code,
+    };
     std::process::exit(i32::from(code));
 }
 
@@ -167,8 +199,9 @@ pub(crate) async fn replay(args: ReplayArgs) -> anyhow::Result<()> {
     let described = opened.description().map_err(no_run)?;
     let file = args.run.join("run.json").display().to_string();
     let scenario =
-        Scenario::parse(&file, &described.scenario_text).map_err(|error| no_run(error.into()))?;
-    let mut how = args.how;
+        Scenario::parse_with_topology(&file, &described.scenario_text, &described.topology_text)
+            .map_err(|error| no_run(error.into()))?;
+    let mut how = args.how.or_as(described.asked, described.driver);
     if how.mutants.is_empty() {
         let mutants = described.mutants.iter().map(|mutant| mutant.parse::<NodeMutant>());
         how.mutants = mutants.collect::<Result<_, _>>().map_err(|error| no_run(anyhow!(error)))?;
@@ -197,7 +230,7 @@ pub(super) async fn one(
     how: HowArgs,
 ) -> anyhow::Result<Report> {
     if let Some(rounds) = how.rounds {
-        scenario.rounds = rounds.max(1);
+        scenario.set_rounds(rounds.max(1));
     }
     let time_max = how.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes.max(0.0)));
     if time_max.is_some() {
@@ -211,12 +244,12 @@ pub(super) async fn one(
         return Err(within_a_network_of_its_own());
     }
     let binary = binary(&how)?;
-    let name = scenario.name.clone();
+    let (name, asked) = (scenario.name.clone(), how.asked());
     let usual = || free_directory(&Path::new("chaos-runs").join(format!("{name}-{seed}")));
-    let directory = how.out.unwrap_or_else(usual);
+    let directory = how.out.clone().unwrap_or_else(usual);
     let config = RunConfig {
         driver,
-        replay: replay_command(named, seed, &how.mutants, how.minutes, scenario.rounds),
+        replay: replay_command(named, seed, &how, scenario.rounds),
         has_hooks: doctor::has_hooks(&binary)?,
         scenario,
         scenario_text,
@@ -227,6 +260,7 @@ pub(super) async fn one(
         node_arguments: how.settings.iter().map(|setting| format!("--set={setting}")).collect(),
         time_max,
         mutants: how.mutants,
+        asked,
     };
     eprintln!("{name}, seed {seed}, everything is kept in {}", directory.display());
     let is_live = std::io::stderr().is_terminal();
@@ -252,9 +286,10 @@ async fn on_etcd(
 ) -> anyhow::Result<Report> {
     let name = format!("{}-{ETCD}", scenario.name);
     let usual = || free_directory(&Path::new("chaos-runs").join(format!("{name}-{seed}")));
-    let directory = how.out.unwrap_or_else(usual);
-    let rounds = scenario.rounds;
+    let directory = how.out.clone().unwrap_or_else(usual);
+    let (rounds, asked) = (scenario.rounds, how.asked());
     let config = EtcdConfig {
+        asked,
         scenario,
         scenario_text,
         seed,
@@ -275,19 +310,17 @@ async fn on_etcd(
     finish(outcome, &directory)
 }
 
-fn replay_command(
-    named: &str,
-    seed: u64,
-    mutants: &[NodeMutant],
-    minutes: Option<f64>,
-    rounds: usize,
-) -> String {
+fn replay_command(named: &str, seed: u64, how: &HowArgs, rounds: usize) -> String {
     let mut command = format!("anchorhold chaos run {named} --seed {seed}");
-    match minutes {
+    match how.minutes {
         Some(minutes) => command.push_str(&format!(" --minutes {minutes}")),
         None => command.push_str(&format!(" --rounds {rounds}")),
     }
-    mutants.iter().for_each(|mutant| command.push_str(&format!(" --mutant {mutant}")));
+    if how.driver == NETNS {
+        command.push_str(&format!(" --driver {NETNS}"));
+    }
+    how.settings.iter().for_each(|setting| command.push_str(&format!(" --set {setting}")));
+    how.mutants.iter().for_each(|mutant| command.push_str(&format!(" --mutant {mutant}")));
     command
 }
 
@@ -359,6 +392,10 @@ const NETNS: &str = "netns";
 /// The other system that scenarios can be run on.
 const ETCD: &str = "etcd";
 
+/// Exit code of a run that passed.
+const PASSED: u8 = 0;
+/// Exit code of a run whose times were above a budget.
+const BUDGET_MISSED: u8 = 2;
 /// Exit code of a run that decides nothing.
 const INCONCLUSIVE: u8 = 3;
 
@@ -374,4 +411,33 @@ fn render(outcome: &RunOutcome) -> String {
         ("nodes that ended by themselves", listed(&outcome.deaths)),
         ("harness errors", listed(&outcome.harness_errors)),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_made_again_as_it_was_asked_for() {
+        let asked = HowArgs {
+            driver: NETNS.to_owned(),
+            system: "anchorhold".to_owned(),
+            rounds: Some(3),
+            settings: vec!["a=1".to_owned()],
+            ..HowArgs::default()
+        };
+        assert_eq!(
+            replay_command("calm", 5, &asked, 3),
+            "anchorhold chaos run calm --seed 5 --rounds 3 --driver netns --set a=1"
+        );
+        let plain = || HowArgs { driver: "process".to_owned(), ..HowArgs::default() };
+        let again = plain().or_as(asked.asked(), asked.driver.clone());
+        assert_eq!((again.rounds, again.driver.as_str()), (Some(3), NETNS));
+        assert_eq!(again.settings, asked.settings);
+        let shorter = HowArgs { minutes: Some(1.0), ..plain() };
+        let shorter = shorter.or_as(asked.asked(), asked.driver.clone());
+        assert_eq!((shorter.rounds, shorter.minutes), (None, Some(1.0)));
+        let of_etcd = HowArgs { system: ETCD.to_owned(), ..plain() }.asked();
+        assert_eq!(plain().or_as(of_etcd, "process".to_owned()).system, ETCD);
+    }
 }
