@@ -207,7 +207,7 @@ impl Inspection {
 /// # Errors
 /// [`InspectError::Io`] if the copy cannot be used at all.
 pub fn verify_state_copy(copy: &Path) -> Result<Result<StateSummary, Damage>, InspectError> {
-    let config = SledConfig { verify_at_open: true, ..SledConfig::default() };
+    let config = SledConfig::default();
     let damage = |what: String| Damage { what, next: STATE_NEXT.to_owned() };
     let state = match SledState::open(copy, config) {
         Ok((_, Opened::Discarded { reason })) => return Ok(Err(damage(reason))),

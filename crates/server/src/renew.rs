@@ -79,7 +79,7 @@ mod tests {
     const RULES: BloatRules = BloatRules { disk_bytes_min: 1 << 20, factor_max: 6 };
 
     fn config() -> SledConfig {
-        SledConfig { cache_bytes_max: 8 << 20, ..SledConfig::default() }
+        SledConfig { cache_bytes_max: 8 << 20 }
     }
 
     /// A state whose rows were written again and again, and one snapshot file.

@@ -17,7 +17,7 @@
 //! | `current/damaged` | why the next start must discard the state: what was found damaged, a failed write, or the message of a panic inside sled. Written by a panic hook, because a release build aborts |
 //! | `discarded-N/` | being deleted |
 //!
-//! # The marker, format 1
+//! # The marker, format 2
 //!
 //! | bytes | field |
 //! |---|---|
@@ -26,11 +26,12 @@
 //! | 12–19 | sequence number of the newest completed checkpoint, `u64` little-endian |
 //! | 20–23 | CRC32C of bytes 0–19, little-endian |
 //!
-//! # The tree, format 1
+//! # The tree, format 2
 //!
 //! | key | value |
 //! |---|---|
 //! | `00` "checkpoint" | sequence number of the newest checkpoint begun, `u64` little-endian |
+//! | `00` "sum" | sum of the hashes of all rows, `u64` little-endian: XXH3 of the value as stored, seeded with that of the key with its `01`; none before the first batch |
 //! | `01` caller's key | `00` value: at most 2048 bytes, stored whole |
 //! | `01` caller's key | `01`, length `u32`, CRC32C `u32`, chunk id `u64`, all little-endian: a longer value |
 //! | `02` chunk id `u64` big-endian, number `u32` big-endian | up to 2048 bytes of that value |
@@ -69,7 +70,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::buffer::Buffer;
-use self::engine::{Chunks, Engine, Found};
+use self::engine::{Engine, Found, Written};
 use self::open::Paths;
 use self::room::Room;
 use crate::state_store::{
@@ -93,14 +94,11 @@ const ROOM_LOOKS_MAX: u32 = 20;
 pub struct SledConfig {
     /// Memory for cached pages, in bytes. sled may exceed it by a factor of two or three.
     pub cache_bytes_max: u64,
-    /// Reads every row when the store is opened and discards it if one is damaged. A node that
-    /// rebuilds its indexes from the rows finds the same by itself.
-    pub verify_at_open: bool,
 }
 
 impl Default for SledConfig {
     fn default() -> Self {
-        Self { cache_bytes_max: 128 << 20, verify_at_open: false }
+        Self { cache_bytes_max: 128 << 20 }
     }
 }
 
@@ -145,7 +143,7 @@ struct Shared {
 impl Shared {
     /// Brings groups into the tree until the store is dropped or fails. On a full disk they stay
     /// where they are, visible and not durable, until there is room.
-    fn write_groups(&self, mut chunks: Chunks) {
+    fn write_groups(&self, mut written: Written) {
         let mut is_waiting = false;
         while let Some(group) = self.buffer.next() {
             match self.room.lock().has(group.bytes() as u64) {
@@ -164,7 +162,7 @@ impl Shared {
             if std::mem::take(&mut is_waiting) {
                 tracing::info!("the disk has room again: the state goes on");
             }
-            match self.engine.apply(&mut chunks, &group.rows) {
+            match self.engine.apply(&mut written, &group.rows) {
                 Ok(()) => self.buffer.done(&group),
                 Err(error) => self.buffer.fail(&error.to_string()),
             }
@@ -185,14 +183,14 @@ impl SledState {
         let (opening, opened) = open::open(&paths, &config)?;
         let sequence = opening.sequence;
         let room = Room::new(&paths.engine.join("db")).map_err(StateError::Io)?;
-        let (engine, chunks) = Engine::new(opening, paths)?;
+        let (engine, written) = Engine::new(opening, paths)?;
         let room = Mutex::new(room);
         let shared = Arc::new(Shared { engine, buffer: Buffer::default(), room });
         let writer = std::thread::Builder::new().name("state-writer".to_owned());
         let writer = writer.spawn({
             let shared = Arc::clone(&shared);
             move || {
-                let ended = catch_unwind(AssertUnwindSafe(|| shared.write_groups(chunks)));
+                let ended = catch_unwind(AssertUnwindSafe(|| shared.write_groups(written)));
                 if ended.is_err() {
                     // Only in a build that unwinds. Those who wait must not wait for ever.
                     shared.engine.condemn("the engine panicked while it wrote");

@@ -286,7 +286,7 @@ impl DurableDisk {
     fn open(&self) -> (Arc<dyn LogStore>, Arc<dyn StateStore>) {
         let fs = Arc::new(self.fs.clone());
         let log = SegmentedLog::open(fs, Path::new("/log"), SMALL_LOG).unwrap();
-        let config = SledConfig { cache_bytes_max: 8 << 20, ..SledConfig::default() };
+        let config = SledConfig { cache_bytes_max: 8 << 20 };
         let (state, _) = SledState::open(self.state.path(), config).unwrap();
         if self.answers_early {
             return (Arc::new(EarlyLog(log)), Arc::new(state));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::Rows;
-use super::layout::{self, ChunkRef, Stored};
+use super::layout::{self, ChunkRef, RowSum, Stored};
 use super::open::{Opening, Paths};
 use super::{marker, panic_note};
 use crate::state_store::StateError;
@@ -23,12 +23,11 @@ pub(super) struct Engine {
     condemned: AtomicBool,
 }
 
-/// The chunks in the tree. Belongs to the only thread that writes rows.
+/// What is in the tree. Belongs to the only thread that writes rows.
 #[derive(Debug)]
-pub(super) struct Chunks {
-    id_next: u64,
-    /// Whether the tree may hold chunks. Never goes back to `false` while the store is open.
-    any: bool,
+pub(super) struct Written {
+    chunk_id_next: u64,
+    sum: RowSum,
 }
 
 /// A row as a scan finds it.
@@ -38,14 +37,14 @@ pub(super) enum Found {
 }
 
 impl Engine {
-    pub(super) fn new(opening: Opening, paths: Paths) -> Result<(Self, Chunks), StateError> {
-        let chunks = Chunks {
-            id_next: opening.chunk_id_last.map_or(0, |last| last + 1),
-            any: opening.chunk_id_last.is_some(),
+    pub(super) fn new(opening: Opening, paths: Paths) -> Result<(Self, Written), StateError> {
+        let written = Written {
+            chunk_id_next: opening.chunk_id_last.map_or(0, |last| last + 1),
+            sum: opening.sum,
         };
         let file = File::open(paths.engine.join("db")).map_err(StateError::Io)?;
         let condemned = AtomicBool::new(false);
-        Ok((Self { db: opening.db, tree: opening.tree, paths, file, condemned }, chunks))
+        Ok((Self { db: opening.db, tree: opening.tree, paths, file, condemned }, written))
     }
 
     /// Calls sled so that a panic in it leaves a note for the next start.
@@ -108,9 +107,9 @@ impl Engine {
     }
 
     /// Writes and removes rows in one batch.
-    pub(super) fn apply(&self, chunks: &mut Chunks, rows: &Rows) -> Result<(), StateError> {
+    pub(super) fn apply(&self, written: &mut Written, rows: &Rows) -> Result<(), StateError> {
         self.check()?;
-        let batch = self.lay_out(chunks, rows)?;
+        let batch = self.lay_out(written, rows)?;
         self.call(|| self.tree.apply_batch(batch)).map_err(|error| {
             let failure = self.failure(error);
             self.condemn(&format!("a batch may be torn: {failure}"));
@@ -118,37 +117,40 @@ impl Engine {
         })
     }
 
-    /// Rows as the tree sees them: long values cut, the chunks of replaced ones removed.
-    fn lay_out(&self, chunks: &mut Chunks, rows: &Rows) -> Result<sled::Batch, StateError> {
+    /// Rows as the tree sees them: long values cut, the chunks of replaced ones removed; and what
+    /// all rows come to then.
+    fn lay_out(&self, written: &mut Written, rows: &Rows) -> Result<sled::Batch, StateError> {
         let mut batch = sled::Batch::default();
         for (key, value) in rows {
             let row_key = layout::row_key(key);
-            if chunks.any {
-                let before = self.call(|| self.tree.get(&row_key));
-                if let Some(before) = before.map_err(|error| self.failure(error))?
-                    && let Stored::Chunked(before) = self.decode(&before)?
-                {
+            let before = self.call(|| self.tree.get(&row_key));
+            if let Some(before) = before.map_err(|error| self.failure(error))? {
+                written.sum.remove(&row_key, &before);
+                if let Stored::Chunked(before) = self.decode(&before)? {
                     for number in 0..before.count() {
                         batch.remove(before.chunk_key(number));
                     }
                 }
             }
-            match value {
-                None => batch.remove(row_key),
-                Some(value) if value.len() <= layout::PART_BYTES_MAX => {
-                    batch.insert(row_key, layout::whole(value));
+            let stored = match value {
+                None => {
+                    batch.remove(row_key);
+                    continue;
                 }
+                Some(value) if value.len() <= layout::PART_BYTES_MAX => layout::whole(value),
                 Some(value) => {
-                    let reference = ChunkRef::of(chunks.id_next, value)?;
-                    chunks.id_next += 1;
-                    chunks.any = true;
+                    let reference = ChunkRef::of(written.chunk_id_next, value)?;
+                    written.chunk_id_next += 1;
                     for (number, part) in (0..).zip(value.chunks(layout::PART_BYTES_MAX)) {
                         batch.insert(reference.chunk_key(number), part);
                     }
-                    batch.insert(row_key, reference.encode());
+                    reference.encode()
                 }
-            }
+            };
+            written.sum.add(&row_key, &stored);
+            batch.insert(row_key, stored);
         }
+        batch.insert(layout::SUM_KEY, &written.sum.encode());
         Ok(batch)
     }
 
@@ -226,11 +228,13 @@ fn read_chunks(tree: &sled::Tree, reference: ChunkRef) -> Result<Option<Vec<u8>>
     Ok(complete.then_some(value))
 }
 
-/// Reads all rows and their chunks, before anybody writes.
-pub(super) fn read_all(tree: &sled::Tree) -> Result<(), StateError> {
+/// Reads all rows and their chunks, before anybody writes. Gives what they come to.
+pub(super) fn read_all(tree: &sled::Tree) -> Result<RowSum, StateError> {
     let failure = |error: sled::Error| StateError::Engine { reason: error.to_string() };
+    let mut sum = RowSum::default();
     for row in tree.range(layout::all_rows()) {
-        let (_, stored) = row.map_err(failure)?;
+        let (row_key, stored) = row.map_err(failure)?;
+        sum.add(&row_key, &stored);
         if let Stored::Chunked(reference) = layout::decode(&stored)?
             && read_chunks(tree, reference).map_err(failure)?.is_none()
         {
@@ -238,5 +242,5 @@ pub(super) fn read_all(tree: &sled::Tree) -> Result<(), StateError> {
             return Err(StateError::Damaged { reason });
         }
     }
-    Ok(())
+    Ok(sum)
 }

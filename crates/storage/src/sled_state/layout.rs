@@ -1,5 +1,7 @@
 //! How rows lie in the tree. See the tables in [`super`].
 
+use twox_hash::XxHash3_64;
+
 use crate::state_store::StateError;
 
 /// Longest part of a value in one row of the tree, in bytes. Small enough that no page of sled
@@ -10,6 +12,9 @@ const PART_BYTES: u32 = 2048;
 
 /// The row that holds the sequence number of the newest checkpoint.
 pub(super) const SEQUENCE_KEY: &[u8] = b"\x00checkpoint";
+
+/// The row that holds the sum of all rows ([`RowSum`]).
+pub(super) const SUM_KEY: &[u8] = b"\x00sum";
 
 const ROW: u8 = 1;
 const CHUNK: u8 = 2;
@@ -59,6 +64,40 @@ pub(super) fn whole(value: &[u8]) -> Vec<u8> {
     stored.push(WHOLE);
     stored.extend_from_slice(value);
     stored
+}
+
+/// What all rows come to, whatever their order: the sum of their hashes. It is written with every
+/// batch, so that a row which the disk has lost, or kept although it was removed, does not fit it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RowSum(u64);
+
+impl RowSum {
+    /// Counts a row in.
+    pub(super) fn add(&mut self, row_key: &[u8], stored: &[u8]) {
+        self.0 = self.0.wrapping_add(hash(row_key, stored));
+    }
+
+    /// Counts a row out.
+    pub(super) fn remove(&mut self, row_key: &[u8], stored: &[u8]) {
+        self.0 = self.0.wrapping_sub(hash(row_key, stored));
+    }
+
+    /// What the sum's row holds.
+    pub(super) fn encode(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
+
+    /// The sum in its row; that of no rows if there is none.
+    pub(super) fn decode(stored: Option<&[u8]>) -> Result<Self, StateError> {
+        let Some(stored) = stored else { return Ok(Self::default()) };
+        let stored = stored.try_into().map_err(|_| damaged("the sum has a wrong length"))?;
+        Ok(Self(u64::from_le_bytes(stored)))
+    }
+}
+
+/// XXH3 with 64 bits of the stored value, seeded with that of the key.
+fn hash(row_key: &[u8], stored: &[u8]) -> u64 {
+    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(row_key), stored)
 }
 
 impl ChunkRef {

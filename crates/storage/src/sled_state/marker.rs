@@ -1,5 +1,6 @@
 //! The file that says which checkpoint the tree must at least contain. See the table in [`super`].
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use crate::durable;
 const MAGIC: &[u8; 8] = b"AHSTATE\0";
 
 /// Format of the marker and of the rows in the tree.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 const MARKER_BYTES: usize = 24;
 
@@ -19,6 +20,8 @@ pub(super) enum Marker {
     Missing,
     /// Something else is in the file.
     Damaged,
+    /// Written by a program that knew less.
+    OlderFormat(u32),
     /// Written by a program that knows more.
     UnknownFormat(u32),
     /// The newest checkpoint that was completed.
@@ -50,8 +53,10 @@ pub(super) fn read(path: &Path) -> io::Result<Marker> {
         return Ok(Marker::Damaged);
     }
     let format = u32::from_le_bytes([f0, f1, f2, f3]);
-    if format != FORMAT {
-        return Ok(Marker::UnknownFormat(format));
+    match format.cmp(&FORMAT) {
+        Ordering::Less => return Ok(Marker::OlderFormat(format)),
+        Ordering::Greater => return Ok(Marker::UnknownFormat(format)),
+        Ordering::Equal => {}
     }
     Ok(Marker::Sequence(u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7])))
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::layout::RowSum;
 use super::marker::{self, Marker};
 use super::{Opened, SledConfig, engine, layout, panic_note};
 use crate::durable;
@@ -59,6 +60,8 @@ pub(super) struct Opening {
     pub(super) sequence: u64,
     /// The highest chunk id in the tree.
     pub(super) chunk_id_last: Option<u64>,
+    /// What all rows come to.
+    pub(super) sum: RowSum,
 }
 
 /// Why the engine is not open.
@@ -119,6 +122,11 @@ fn open_existing(paths: &Paths, config: &SledConfig) -> Result<Opening, Refusal>
         Marker::Sequence(sequence) => sequence,
         Marker::Missing => return Err(discard_because("its creation never finished")),
         Marker::Damaged => return Err(discard_because("its checkpoint marker is damaged")),
+        Marker::OlderFormat(found) => {
+            return Err(Refusal::Discard(format!(
+                "it is of format {found}, without a sum of its rows"
+            )));
+        }
         Marker::UnknownFormat(found) => {
             let known = marker::FORMAT;
             return Err(Refusal::Stop(StateError::UnknownFormat { found, known }));
@@ -131,9 +139,8 @@ fn open_existing(paths: &Paths, config: &SledConfig) -> Result<Opening, Refusal>
     }
     fs::write(&paths.opening, (attempts + 1).to_string())?;
     let opened = open_engine(paths, config).and_then(|(db, tree)| {
-        let (sequence, chunk_id_last) =
-            check(&tree, &paths.note, published, config.verify_at_open)?;
-        Ok(Opening { db, tree, sequence, chunk_id_last })
+        let Checked { sequence, chunk_id_last, sum } = check(&tree, &paths.note, published)?;
+        Ok(Opening { db, tree, sequence, chunk_id_last, sum })
     });
     durable::remove_if_present(&paths.opening)?;
     opened
@@ -149,14 +156,16 @@ fn read_attempts(path: &Path) -> io::Result<u32> {
     Ok(content.map_or(0, |content| String::from_utf8_lossy(&content).trim().parse().unwrap_or(1)))
 }
 
-/// Compares the tree with the marker, and reads all rows if asked to. Gives the sequence number and
-/// the highest chunk id in the tree.
-fn check(
-    tree: &sled::Tree,
-    note: &Arc<Path>,
-    published: u64,
-    read_all: bool,
-) -> Result<(u64, Option<u64>), Refusal> {
+/// What was found in a tree.
+struct Checked {
+    sequence: u64,
+    chunk_id_last: Option<u64>,
+    sum: RowSum,
+}
+
+/// Compares the tree with the marker and its rows with their sum. sled itself goes on where it finds
+/// a hole: rows are then as they once were, each of them sound.
+fn check(tree: &sled::Tree, note: &Arc<Path>, published: u64) -> Result<Checked, Refusal> {
     let unwound = catch_unwind(AssertUnwindSafe(|| {
         panic_note::noting(note, || {
             let stored = tree.get(layout::SEQUENCE_KEY).map_err(refusal)?;
@@ -166,14 +175,18 @@ fn check(
                 let reason = format!("it holds checkpoint {stored}, but {published} was completed");
                 return Err(Refusal::Discard(reason));
             }
-            if read_all {
-                let rows = engine::read_all(tree);
-                rows.map_err(|error| Refusal::Discard(error.to_string()))?;
+            let discard = |error: StateError| Refusal::Discard(error.to_string());
+            let noted = tree.get(layout::SUM_KEY).map_err(refusal)?;
+            let noted = layout::RowSum::decode(noted.as_deref()).map_err(discard)?;
+            let sum = engine::read_all(tree).map_err(discard)?;
+            if sum != noted {
+                return Err(discard_because("rows are missing in it, or older than others"));
             }
             let newest = tree.scan_prefix(layout::all_chunks()).next_back();
             let (newest, _) = newest.transpose().map_err(refusal)?.unzip();
-            let chunk_id = newest.map(|key| layout::chunk_id(&key)).transpose();
-            Ok((stored, chunk_id.map_err(|error| Refusal::Discard(error.to_string()))?))
+            let chunk_id_last =
+                newest.map(|key| layout::chunk_id(&key)).transpose().map_err(discard)?;
+            Ok(Checked { sequence: stored, chunk_id_last, sum })
         })
     }));
     unwound.unwrap_or_else(|_| Err(discard_because("the engine panicked when it was read")))
@@ -196,7 +209,7 @@ fn create(paths: &Paths, config: &SledConfig) -> Result<Opening, StateError> {
         durable::sync_dir(&paths.dir)
     };
     durable().map_err(StateError::Io)?;
-    Ok(Opening { db, tree, sequence: 0, chunk_id_last: None })
+    Ok(Opening { db, tree, sequence: 0, chunk_id_last: None, sum: RowSum::default() })
 }
 
 /// Opens sled. In a build that unwinds a panic is caught here; in one that aborts the note is what
