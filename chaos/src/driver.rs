@@ -3,17 +3,18 @@
 //! The driver owns what it started: node processes, the proxies, the control files, and one guard
 //! for each paused node, which lets it go on if the harness itself dies. It ends nothing else.
 //! What is wrong with the network is kept as one [`Cut`] for each fault that is on; the network is
-//! the sum of them.
+//! the sum of them and of the topology's latencies.
 //!
 //! Not here: which faults there are and when (`fault`, `run`).
 
+mod cuts;
 mod fabric;
 mod files;
 mod guard;
 mod namespaces;
 mod survey;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use self::cuts::Cuts;
 pub use self::fabric::{DriverKind, Fabric, Packets};
 pub use self::files::Damage;
 pub(crate) use self::guard::PauseGuard;
@@ -101,12 +103,6 @@ pub struct ProcessDriver {
     extras: BTreeMap<String, NodeExtras>,
 }
 
-#[derive(Debug, Default)]
-struct Cuts {
-    of_faults: BTreeMap<u32, Cut>,
-    down: BTreeSet<String>,
-}
-
 /// How long all nodes together may take to become ready.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a stopping node may take until it is killed.
@@ -136,6 +132,8 @@ impl ProcessDriver {
             is_temporary: false,
         })?;
         let (nodes, fabric) = join_up(&config, &mut cluster).await?;
+        let cuts = Cuts::new(Network::of(&config.topology));
+        fabric.set(cuts.network())?;
         let (mut controls, mut extras) = (BTreeMap::new(), BTreeMap::new());
         for node in &nodes {
             let control = if config.has_hooks {
@@ -169,7 +167,7 @@ impl ProcessDriver {
             admins: nodes.iter().map(admin).collect::<Result<_, _>>()?,
             cluster: Mutex::new(cluster),
             fabric,
-            cuts: Mutex::default(),
+            cuts: Mutex::new(cuts),
             controls,
             guards: Mutex::default(),
             excused: Mutex::default(),
@@ -388,10 +386,7 @@ impl ProcessDriver {
     /// The cut of a fault is on from now on; `None` heals it.
     pub fn set_cut(&self, fault: u32, cut: Option<Cut>) {
         let mut cuts = self.cuts.lock();
-        match cut {
-            Some(cut) => cuts.of_faults.insert(fault, cut),
-            None => cuts.of_faults.remove(&fault),
-        };
+        cuts.set(fault, cut);
         self.show(&cuts);
     }
 
@@ -404,13 +399,7 @@ impl ProcessDriver {
 
     fn set_down(&self, names: &[String], is_down: bool) {
         let mut cuts = self.cuts.lock();
-        for name in names {
-            if is_down {
-                cuts.down.insert(name.clone());
-            } else {
-                cuts.down.remove(name);
-            }
-        }
+        cuts.set_down(names, is_down);
         self.show(&cuts);
     }
 
@@ -468,21 +457,12 @@ impl ProcessDriver {
     /// Takes everything back that a fault can leave behind, and ends all nodes.
     pub async fn stop(self) {
         self.guards.lock().clear();
-        self.show(&Cuts::default());
+        {
+            let mut cuts = self.cuts.lock();
+            cuts.clear();
+            self.show(&cuts);
+        }
         self.cluster.into_inner().stop().await;
-    }
-}
-
-impl Cuts {
-    fn network(&self) -> Network {
-        let mut network = Network::default();
-        for cut in self.of_faults.values() {
-            cut.add_to(&mut network);
-        }
-        for node in &self.down {
-            network.refuse(node);
-        }
-        network
     }
 }
 

@@ -1,12 +1,15 @@
 //! What all links shall be like, as one value.
 //!
 //! A [`Network`] says for each ordered pair of parties how what the first sends reaches the second,
-//! and whom nobody can connect to. Faults are folded into one network, which the proxies take over
-//! as a whole; healing is folding without the fault. Pure: no sockets here.
+//! and whom nobody can connect to. A topology's latencies and all faults are folded into one network,
+//! which the proxies take over as a whole; healing is folding without the fault. Pure: no sockets
+//! here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
+
+use anchorhold_cluster::{Delay, Topology};
 
 /// Who sends or receives.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +73,11 @@ impl Flow {
         stalled: true,
     };
 
+    /// What a distance does.
+    fn of(delay: Delay) -> Self {
+        Self { delay: delay.least, jitter: delay.jitter, ..Self::default() }
+    }
+
     /// Whether bytes pass at once.
     pub fn is_free(&self) -> bool {
         *self == Self::default()
@@ -93,6 +101,29 @@ impl Flow {
 }
 
 impl Network {
+    /// The links of a topology while nothing is wrong: its latencies between nodes. Clients are
+    /// at no distance from any.
+    pub fn of(topology: &Topology) -> Self {
+        let nodes = topology.nodes();
+        let mut network = Self::default();
+        for from in &nodes {
+            for to in nodes.iter().filter(|to| to.name != from.name) {
+                let flow = Flow::of(topology.latency.between(from, to));
+                if !flow.is_free() {
+                    network.worsen(&Party::node(&from.name), &Party::node(&to.name), flow);
+                }
+            }
+        }
+        network
+    }
+
+    /// How long a token takes at most from one party to another and back, where nothing is lost or
+    /// held and bandwidth has no bound.
+    pub fn round_trip_max(&self, one: &Party, other: &Party) -> Duration {
+        let [there, back] = [self.flow(one, other), self.flow(other, one)];
+        there.delay + there.jitter + back.delay + back.jitter
+    }
+
     /// How bytes get from one party to another.
     pub fn flow(&self, from: &Party, to: &Party) -> Flow {
         self.flows.get(from).and_then(|flows| flows.get(to)).copied().unwrap_or_default()
@@ -119,6 +150,25 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topology_delays_what_zones_and_regions_send_each_other() {
+        let text = "name = \"t\"\n[latency]\nzone_ms = 0.5\nregion_ms = 20\nregion_jitter_ms = 3\n\
+            [[region]]\nname = \"r\"\nzone = [{ name = \"a\", nodes = 2 }, { name = \"b\", nodes = 1 }]\n\
+            [[region]]\nname = \"s\"\nzone = [{ name = \"c\", nodes = 1 }]\n";
+        let network = Network::of(&Topology::parse("t.toml", text).unwrap());
+        let (a, b, c) = (Party::node("a1"), Party::node("b1"), Party::node("c1"));
+        let micros = |from: &Party, to: &Party| {
+            let flow = network.flow(from, to);
+            (flow.delay.as_micros(), flow.jitter.as_micros())
+        };
+        assert_eq!(micros(&a, &Party::node("a2")), (0, 0));
+        assert_eq!((micros(&a, &b), micros(&b, &a)), ((500, 0), (500, 0)));
+        assert_eq!((micros(&a, &c), micros(&c, &b)), ((20_000, 3_000), (20_000, 3_000)));
+        assert_eq!(micros(&Party::Clients, &c), (0, 0));
+        assert_eq!(network.round_trip_max(&a, &c), Duration::from_millis(46));
+        assert_eq!(Network::of(&Topology::three_zones(2)), Network::default());
+    }
 
     #[test]
     fn faults_on_one_flow_add_up() {

@@ -8,8 +8,10 @@
 //! What a proxy cannot do: lose, double or reorder packets; let a SYN vanish (a connection to a
 //! silent host is accepted and then held); hide itself from the kernel's keepalives.
 //!
-//! The mesh runs on a thread of its own, so that busy clients do not slow the links down.
+//! The mesh runs on a thread of its own, so that busy clients do not slow the links down; another one
+//! wakes it, because its own timers are no finer than a millisecond.
 
+mod alarm;
 mod canary;
 mod pump;
 
@@ -26,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, watch};
 
+use self::alarm::Alarms;
 pub use self::canary::Probe;
 use self::canary::{Canaries, EchoServer};
 use self::pump::{Ended, Pump};
@@ -60,6 +63,7 @@ pub struct Mesh {
     network: watch::Sender<Arc<Network>>,
     resets: broadcast::Sender<Arc<BTreeSet<LinkId>>>,
     canaries: Canaries,
+    alarms: Arc<Alarms>,
     /// Dropped last; taken out so that it can be dropped within another runtime.
     runtime: Option<Runtime>,
 }
@@ -74,6 +78,7 @@ struct Link {
     network: watch::Receiver<Arc<Network>>,
     resets: broadcast::Sender<Arc<BTreeSet<LinkId>>>,
     counters: Arc<LinkCounters>,
+    alarms: Arc<Alarms>,
     seed: u64,
 }
 
@@ -110,6 +115,7 @@ impl Mesh {
             canaries: Canaries::new(Arc::clone(&canary_ports), echo.arrivals()),
             network,
             resets,
+            alarms: Arc::new(Alarms::start().context("cannot start the alarms' thread")?),
             runtime: Some(runtime),
         };
         for (number, (id, upstream)) in links(nodes).into_iter().enumerate() {
@@ -121,6 +127,7 @@ impl Mesh {
                 network: mesh.network.subscribe(),
                 resets: mesh.resets.clone(),
                 counters: Arc::default(),
+                alarms: Arc::clone(&mesh.alarms),
                 seed: seed.wrapping_add(1_000_003 * number as u64),
             };
             mesh.counters.insert(id.clone(), Arc::clone(&link.counters));
@@ -284,6 +291,7 @@ async fn connect_and_pump(
         network: link.network.clone(),
         bytes: counted(bytes),
         losses: &link.counters.losses,
+        alarm: link.alarms.alarm(),
         seed,
     };
     let (down_read, down_write) = down.split();

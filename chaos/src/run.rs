@@ -128,11 +128,8 @@ pub async fn run(
         scenario.name,
         config.binary.display()
     );
-    for kind in scenario.kinds() {
-        if let Some(why) = config.driver.cannot(kind) {
-            let (driver, name) = (config.driver.name(), kind.row().name);
-            anyhow::bail!("the driver {driver} has no {name}: {why}");
-        }
+    if let Some(refusal) = refusal(config.driver, scenario) {
+        anyhow::bail!(refusal);
     }
     let directory = RunDirectory::create(&config.directory)?;
     directory.describe(&description(&config))?;
@@ -150,6 +147,18 @@ pub async fn run(
         drop_data(&directory, scenario);
     }
     outcome
+}
+
+/// What a driver lacks for a scenario, and why; `None` if it can run it.
+fn refusal(driver: DriverKind, scenario: &Scenario) -> Option<String> {
+    let lacks =
+        |what: &str, why: &str| format!("the driver {} has no {what}: {why}", driver.name());
+    let why = driver.cannot_delay().filter(|_| !scenario.topology.latency.is_none());
+    let latency = why.map(|why| lacks("latency between zones and regions", why));
+    latency.or_else(|| {
+        let kinds = scenario.kinds();
+        kinds.into_iter().find_map(|kind| Some(lacks(kind.row().name, driver.cannot(kind)?)))
+    })
 }
 
 async fn go(
@@ -258,4 +267,30 @@ fn drop_data(directory: &RunDirectory, scenario: &Scenario) {
         drop(std::fs::remove_dir_all(directory.cluster().join(node.name)));
     }
     drop(std::fs::remove_file(directory.cluster().join("admin.key")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_refuses_what_it_lacks() {
+        let refusal = |driver, topology: &str, fault: &str| {
+            let text = format!(
+                "name = \"s\"\nabout = \"t\"\ntopology = \"{topology}\"\n[[phase]]\nname = \"p\"\n\
+                 for_s = 9\nfault = [{{ kind = \"{fault}\" }}]\n"
+            );
+            super::refusal(driver, &Scenario::parse("s.toml", &text).unwrap())
+        };
+        let lacks = |words: &str| {
+            let why = "it cannot delay or narrow a link";
+            Some(format!("the driver netns has no {words}: {why}"))
+        };
+        let (process, namespaces) = (DriverKind::Process, DriverKind::Namespaces);
+        let apart = lacks("latency between zones and regions");
+        assert_eq!(refusal(namespaces, "two-regions", "kill"), apart);
+        assert_eq!(refusal(namespaces, "three-zones", "slow"), lacks("slow"));
+        assert_eq!(refusal(namespaces, "three-zones", "kill"), None);
+        assert_eq!(refusal(process, "two-regions", "slow"), None);
+    }
 }

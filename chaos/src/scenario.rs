@@ -147,6 +147,7 @@ const TOPOLOGIES: &[(&str, &str)] = &[
     ("six-nodes", include_str!("../../cluster/six-nodes.toml")),
     ("nine-nodes", include_str!("../../cluster/nine-nodes.toml")),
     ("one-node", include_str!("../../cluster/one-node.toml")),
+    ("two-regions", include_str!("../../cluster/two-regions.toml")),
 ];
 
 /// Why a scenario cannot be used.

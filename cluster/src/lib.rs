@@ -18,10 +18,12 @@ mod ports;
 mod process;
 mod ready;
 mod state;
+mod latency;
 mod topology;
 mod launcher;
 
 pub use files::write_secret;
+pub use latency::{Delay, Latency};
 pub use launcher::{Event, LaunchConfig, LaunchError, NodeExtras, ProcessCluster, Progress};
 pub use ports::pick as pick_ports;
 pub use process::{Killed, ProcessIdentity, user_id};

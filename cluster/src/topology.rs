@@ -11,6 +11,8 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::latency::{Latency, LatencyText};
+
 /// The shape of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
@@ -18,6 +20,8 @@ pub struct Topology {
     pub name: String,
     /// At least one.
     pub regions: Vec<Region>,
+    /// How far they are from each other.
+    pub latency: Latency,
 }
 
 /// A geography.
@@ -84,6 +88,7 @@ struct TopologyText {
     name: Spanned<String>,
     #[serde(rename = "region", default)]
     regions: Vec<RegionText>,
+    latency: Option<LatencyText>,
 }
 
 #[derive(Deserialize)]
@@ -123,9 +128,12 @@ impl Topology {
         let parsed: TopologyText = toml::from_str(text)
             .map_err(|error| at(error.span().unwrap_or(0..0), error.message().trim().to_owned()))?;
         check(&parsed).map_err(|(span, problem)| at(span, problem))?;
+        let latency = parsed.latency.as_ref().map(LatencyText::check).transpose();
+        let latency = latency.map_err(|(span, problem)| at(span, problem))?;
         Ok(Self {
             name: parsed.name.into_inner(),
             regions: parsed.regions.into_iter().map(Region::from).collect(),
+            latency: latency.unwrap_or_default(),
         })
     }
 
@@ -134,7 +142,7 @@ impl Topology {
         let zones =
             ["a", "b", "c"].map(|name| Zone { name: name.to_owned(), nodes: nodes_per_zone });
         let region = Region { name: "local".to_owned(), zones: zones.to_vec() };
-        Self { name: "three-zones".to_owned(), regions: vec![region] }
+        Self { name: "three-zones".to_owned(), regions: vec![region], latency: Latency::default() }
     }
 
     /// All nodes: the first of each zone, then the second of each, so that the first three are in
@@ -269,6 +277,51 @@ mod tests {
             Topology::load(&directory.join("one-node.toml")).expect("valid").nodes().len(),
             1
         );
+    }
+
+    #[test]
+    fn two_regions_are_further_apart_than_their_zones() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let topology = Topology::load(&directory.join("two-regions.toml")).expect("valid");
+        let nodes = topology.nodes();
+        let names: Vec<_> =
+            nodes.iter().map(|node| format!("{}/{}", node.region, node.name)).collect();
+        assert_eq!(names, ["north/a1", "north/b1", "north/c1", "south/d1", "south/e1", "south/f1"]);
+        let micros = |one: usize, other: usize| {
+            topology.latency.between(&nodes[one], &nodes[other]).least.as_micros()
+        };
+        assert_eq!((micros(0, 1), micros(0, 3), micros(3, 0)), (300, 5_000, 5_000));
+    }
+
+    #[test]
+    fn latencies_are_read_and_nodes_of_one_zone_are_at_once_at_each_other() {
+        let text = "name = \"t\"\n[[region]]\nname = \"r\"\nzone = [{ name = \"a\", nodes = 2 }, { name = \"b\", nodes = 1 }]\n[[region]]\nname = \"s\"\nzone = [{ name = \"c\", nodes = 1 }]\n[latency]\nzone_ms = 0.5\nzone_jitter_ms = 0.1\nregion_ms = 20\n";
+        let topology = Topology::parse("t.toml", text).expect("valid");
+        let nodes = topology.nodes();
+        let micros = |one: &str, other: &str| {
+            let node = |name: &str| nodes.iter().find(|node| node.name == name).unwrap();
+            let delay = topology.latency.between(node(one), node(other));
+            (delay.least.as_micros(), delay.jitter.as_micros())
+        };
+        assert_eq!(micros("a1", "a2"), (0, 0));
+        assert_eq!(micros("b1", "a1"), (500, 100));
+        assert_eq!(micros("b1", "c1"), (20_000, 0));
+        assert!(Topology::three_zones(1).latency.is_none());
+    }
+
+    #[test]
+    fn a_latency_that_cannot_be_is_found_where_it_stands() {
+        let head = "name = \"t\"\n[[region]]\nname = \"r\"\nzone = [{ name = \"a\", nodes = 1 }]\n";
+        let refused = |line: &str, expected: &str| {
+            check_error(&format!("{head}[latency]\n{line}\n"), expected);
+        };
+        let words = "it is milliseconds from 0 to 1000";
+        refused("zone_ms = -1", &format!("t.toml:6:11: zone_ms is -1; {words}"));
+        refused("region_ms = 1001", &format!("t.toml:6:13: region_ms is 1001; {words}"));
+        refused("zone_jitter_ms = nan", &format!("t.toml:6:18: zone_jitter_ms is NaN; {words}"));
+        let unknown = Topology::parse("t.toml", &format!("{head}[latency]\njitter_ms = 1\n"));
+        let text = unknown.expect_err("refused").to_string();
+        assert!(text.starts_with("t.toml:6:1: unknown field `jitter_ms`"), "{text}");
     }
 
     #[test]

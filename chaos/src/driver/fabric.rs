@@ -37,6 +37,12 @@ impl DriverKind {
             Self::Namespaces => namespaces::cannot(kind),
         }
     }
+
+    /// Why it cannot keep a topology's latencies; `None` if it can.
+    pub fn cannot_delay(self) -> Option<&'static str> {
+        // A slow link is what a distant one is.
+        self.cannot(FaultKind::Slow)
+    }
 }
 
 /// The links of a running cluster.

@@ -31,7 +31,7 @@ pub(super) const ATTEMPT_MAX: Duration = Duration::from_millis(250);
 /// How long the members may take to elect a leader at the start.
 const READY_MAX: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a token has to not come through a cut link.
+/// How long a token has to not come through a cut link, beside the time that it would take.
 const SILENCE: Duration = Duration::from_millis(60);
 
 /// Process ids of the members, for whoever must know who dials.
@@ -44,6 +44,8 @@ pub(super) struct EtcdCluster {
     guards: BTreeMap<String, PauseGuard>,
     pids: Pids,
     mesh: Mesh,
+    /// The links while nothing is wrong.
+    base: Network,
     cuts: BTreeMap<u32, Cut>,
     routers: Vec<JoinHandle<()>>,
 }
@@ -133,7 +135,8 @@ impl EtcdCluster {
             nodes.push(Node { spec, command, client_address, status });
         }
         let (children, guards, cuts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut cluster = Self { nodes, children, guards, pids, mesh, cuts, routers };
+        let base = Network::of(topology);
+        let mut cluster = Self { nodes, children, guards, pids, mesh, base, cuts, routers };
         cluster.start_nodes(&cluster.names())?;
         let begun = Instant::now();
         while !cluster.is_healthy().await {
@@ -248,12 +251,14 @@ impl EtcdCluster {
         let network = self.mesh.network();
         let is_cut = |link: &&LinkId| network.flow(&link.from, &Party::node(&link.to)).stalled;
         let links: Vec<LinkId> = self.mesh.links().filter(is_cut).cloned().collect();
-        let probes = self.mesh.probe(&links, SILENCE).await;
+        let takes = |link: &LinkId| network.round_trip_max(&link.from, &Party::node(&link.to));
+        let wait = SILENCE + links.iter().map(takes).max().unwrap_or_default();
+        let probes = self.mesh.probe(&links, wait).await;
         probes.iter().all(|(_, probe)| !probe.arrived)
     }
 
     fn set_network(&self) {
-        let mut network = Network::default();
+        let mut network = self.base.clone();
         self.cuts.values().for_each(|cut| cut.add_to(&mut network));
         for node in &self.nodes {
             if !self.children.contains_key(&node.spec.name) {

@@ -14,7 +14,7 @@ use crate::network::{Flow, Network, Party};
 use crate::proxy::{LinkId, Probe};
 use crate::scenario::{Fault, FaultKind};
 
-/// How long a token has to not come through a stalled link.
+/// How long a token has to not come through a stalled link, beside the time that it would take.
 const SILENCE: Duration = Duration::from_millis(60);
 /// How long it may take until something was sent over every cut link.
 const DROPS_MAX: Duration = Duration::from_secs(5);
@@ -149,11 +149,7 @@ pub(super) async fn links(driver: &ProcessDriver, cut: &Cut) -> Seen {
     if is_lossy {
         return lossy(driver, &probed).await;
     }
-    let is_stalled = |link: &LinkId| {
-        let to = Party::Node(link.to.clone());
-        network.flow(&link.from, &to).stalled || network.flow(&to, &link.from).stalled
-    };
-    let wait = if probed.iter().any(is_stalled) { SILENCE } else { PATIENCE };
+    let wait = patience(&network, &probed);
     let probes = driver.fabric().probe(&probed, wait).await;
     let wrong: Vec<String> =
         probes.iter().filter_map(|(link, probe)| contradiction(&network, link, probe)).collect();
@@ -205,6 +201,20 @@ fn probed_links(driver: &ProcessDriver, cut: &Cut, network: &Network) -> Vec<Lin
         is_touched && !network.is_refusing(&link.to)
     };
     driver.fabric().links().into_iter().filter(touched).collect()
+}
+
+/// How long tokens over these links are waited for.
+fn patience(network: &Network, links: &[LinkId]) -> Duration {
+    let ends = |link: &LinkId| (link.from.clone(), Party::Node(link.to.clone()));
+    let ends: Vec<(Party, Party)> = links.iter().map(ends).collect();
+    let is_stalled = |(one, other): &(Party, Party)| {
+        network.flow(one, other).stalled || network.flow(other, one).stalled
+    };
+    if !ends.iter().any(is_stalled) {
+        return PATIENCE;
+    }
+    let longest = ends.iter().map(|(one, other)| network.round_trip_max(one, other)).max();
+    SILENCE + longest.unwrap_or_default()
 }
 
 /// What a token's fate says against what was declared.
@@ -319,4 +329,56 @@ pub(super) async fn disk(
         return Ok((true, format!("ended itself: {}", driver.last_words(node))));
     }
     Ok((false, "no call met it".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(value: u64) -> Duration {
+        Duration::from_millis(value)
+    }
+
+    fn link() -> LinkId {
+        LinkId { from: Party::node("a1"), to: "b1".to_owned() }
+    }
+
+    /// Two nodes 20 ms apart, and a fault on top.
+    fn network(there: Flow, back: Flow) -> Network {
+        let (a, b) = (Party::node("a1"), Party::node("b1"));
+        let base = Flow { delay: milliseconds(20), jitter: milliseconds(5), ..Flow::default() };
+        let mut network = Network::default();
+        network.worsen(&a, &b, base.and(there));
+        network.worsen(&b, &a, base.and(back));
+        network
+    }
+
+    #[track_caller]
+    fn check(there: Flow, back: Flow, returned_ms: Option<u64>, arrived: bool, is_proof: bool) {
+        let returned = returned_ms.map(milliseconds);
+        let probe = Probe { arrived, returned, ..Probe::default() };
+        let found = contradiction(&network(there, back), &link(), &probe);
+        assert_eq!(found.is_none(), is_proof, "{found:?}");
+    }
+
+    #[test]
+    fn a_slow_link_is_slower_than_its_latency_alone() {
+        let slow = Flow { delay: milliseconds(10), ..Flow::default() };
+        check(slow, slow, Some(60), true, true);
+        check(slow, slow, Some(59), true, false);
+        check(slow, slow, Some(41), true, false);
+        check(Flow::default(), Flow::default(), Some(40), true, true);
+    }
+
+    #[test]
+    fn a_token_over_a_stalled_link_is_waited_for_as_long_as_it_could_take() {
+        let wait = |there, back| patience(&network(there, back), &[link()]);
+        assert_eq!(wait(Flow::STALLED, Flow::STALLED), SILENCE + milliseconds(50));
+        assert_eq!(wait(Flow::default(), Flow::STALLED), SILENCE + milliseconds(50));
+        assert_eq!(wait(Flow::default(), Flow::default()), PATIENCE);
+        check(Flow::STALLED, Flow::default(), None, false, true);
+        check(Flow::STALLED, Flow::default(), None, true, false);
+        check(Flow::default(), Flow::STALLED, None, true, true);
+        check(Flow::default(), Flow::STALLED, None, false, false);
+    }
 }

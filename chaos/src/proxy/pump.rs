@@ -16,8 +16,9 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use crate::network::{Flow, Network, Party, RETRANSMISSION};
 
 /// Bytes that wait in one direction of one connection, at most (and one read more).
@@ -42,6 +43,7 @@ pub(super) struct Pump<'a> {
     /// Bytes delivered.
     pub(super) bytes: &'a AtomicU64,
     pub(super) losses: &'a AtomicU64,
+    pub(super) alarm: Alarm,
     pub(super) seed: u64,
 }
 
@@ -128,7 +130,7 @@ impl Pump<'_> {
                         self.losses.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                released = release(head_due, &mut releases, &self.from, &self.to),
+                released = release(head_due, &mut self.alarm, &mut releases, &self.from, &self.to),
                     if head_due.is_some() =>
                 {
                     let Some(item) = queue.pop().filter(|_| released) else { return Ended::Reset };
@@ -163,12 +165,13 @@ impl Pump<'_> {
 /// Waits until the first item may go on. Returns whether the mesh still stands.
 async fn release(
     due: Option<Instant>,
+    alarm: &mut Alarm,
     network: &mut watch::Receiver<Arc<Network>>,
     from: &Party,
     to: &Party,
 ) -> bool {
     if let Some(due) = due {
-        sleep_until(due).await;
+        alarm.wait_until(due).await;
     }
     network.wait_for(|network| !network.flow(from, to).stalled).await.is_ok()
 }

@@ -117,6 +117,47 @@ async fn a_delay_is_at_least_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn a_heal_leads_back_to_the_latency_and_not_to_none() {
+    let rig = rig().await;
+    let apart = Flow { delay: Duration::from_millis(20), ..Flow::default() };
+    let mut base = Network::default();
+    base.worsen(&Party::node("a1"), &Party::node("b1"), apart);
+    base.worsen(&Party::node("b1"), &Party::node("a1"), apart);
+    rig.mesh.set(base.clone());
+    let before = rig.probe(PATIENCE).await.returned.unwrap();
+    assert!(Duration::from_millis(40) <= before, "{before:?}");
+    let mut slow = base.clone();
+    slow.worsen(&Party::node("a1"), &Party::node("b1"), apart);
+    rig.mesh.set(slow);
+    let during = rig.probe(PATIENCE).await.returned.unwrap();
+    assert!(Duration::from_millis(60) <= during, "{during:?}");
+    let mut cut = base.clone();
+    cut.worsen(&Party::node("a1"), &Party::node("b1"), Flow::STALLED);
+    rig.mesh.set(cut);
+    assert!(!rig.probe(SILENCE).await.arrived);
+    rig.mesh.set(base);
+    let after = rig.probe(PATIENCE).await.returned.unwrap();
+    assert!(Duration::from_millis(40) <= after, "{after:?}");
+}
+
+#[tokio::test]
+async fn a_latency_below_a_millisecond_is_kept_and_not_rounded_up() {
+    let rig = rig().await;
+    let apart = Flow { delay: Duration::from_micros(300), ..Flow::default() };
+    let mut network = Network::default();
+    network.worsen(&Party::node("a1"), &Party::node("b1"), apart);
+    network.worsen(&Party::node("b1"), &Party::node("a1"), apart);
+    rig.mesh.set(network);
+    let mut shortest = PATIENCE;
+    for _ in 0..200 {
+        shortest = shortest.min(rig.probe(PATIENCE).await.returned.unwrap());
+    }
+    // One of many: the machine may be busy.
+    let expected = Duration::from_micros(600)..Duration::from_micros(1_600);
+    assert!(expected.contains(&shortest), "{shortest:?}");
+}
+
+#[tokio::test]
 async fn a_narrow_link_takes_its_time_and_a_lossy_one_counts_its_losses() {
     let rig = rig().await;
     rig.probe(PATIENCE).await;

@@ -64,6 +64,19 @@ fn a_scenario_says_what_it_says() {
 }
 
 #[test]
+fn a_latency_that_cannot_be_is_pointed_at_in_the_topology() {
+    let directory = tempfile::tempdir().unwrap();
+    let topology = "name = \"t\"\n[[region]]\nname = \"r\"\nzone = [{ name = \"a\", nodes = 1 }]\n\
+        [latency]\nzone_ms = -1\n";
+    std::fs::write(directory.path().join("far.toml"), topology).unwrap();
+    let file = directory.path().join("s.toml").display().to_string();
+    let text = HEAD.replace("three-zones", "far.toml");
+    let error = Scenario::parse(&file, &text).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{file}:3:12: ")), "{error}");
+    assert!(error.contains("far.toml:6:11: zone_ms is -1"), "{error}");
+}
+
+#[test]
 fn mistakes_are_pointed_at_with_what_is_allowed() {
     check_error("rouns = 3\n", "4:1", "unknown field `rouns`");
     check_error("", "1:8", "add a [[phase]]");

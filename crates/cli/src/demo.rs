@@ -130,6 +130,9 @@ async fn start(args: &DemoArgs) -> anyhow::Result<Demo> {
         })?,
         None => Topology::three_zones(args.nodes_per_zone),
     };
+    if !topology.latency.is_none() {
+        eprintln!("the latencies of {} are kept by `chaos run` only", topology.name);
+    }
     let data_dir = match &args.data_dir {
         Some(data_dir) => data_dir.clone(),
         None => std::env::temp_dir().join(format!("anchorhold-demo-{}", std::process::id())),

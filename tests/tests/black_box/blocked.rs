@@ -1,7 +1,7 @@
 //! A node that cannot leave says why, and what would help.
 
 use anchorhold_client::AdminClient;
-use anchorhold_cluster::{Region, Topology, Zone};
+use anchorhold_cluster::{Latency, Region, Topology, Zone};
 use anchorhold_proto::admin_v1;
 use anchorhold_tests::cluster::TestCluster;
 use anchorhold_tests::rpc::Rpc;
@@ -18,7 +18,8 @@ fn two_one_one() -> Topology {
     let zones = [("a", 2), ("b", 1), ("c", 1)];
     let zones = zones.map(|(name, nodes)| Zone { name: name.to_owned(), nodes });
     let region = Region { name: "local".to_owned(), zones: zones.to_vec() };
-    Topology { name: "two-one-one".to_owned(), regions: vec![region] }
+    let (name, latency) = ("two-one-one".to_owned(), Latency::default());
+    Topology { name, regions: vec![region], latency }
 }
 
 /// The ids of the nodes, in the cluster's order.
