@@ -278,7 +278,7 @@ impl Run {
         // One group: who leads it leads everything.
         let leader = self.cluster.leader().await;
         let leaders = leader.map(|leader| BTreeMap::from([(0, leader.clone()), (1, leader)]));
-        let view = View { zones: scenario.zones(), leaders: leaders.unwrap_or_default(), round };
+        let view = View { places: scenario.places(), leaders: leaders.unwrap_or_default(), round };
         let nodes = fault.target.resolve(&view, &mut self.rng);
         self.faults += 1;
         let id = self.faults;

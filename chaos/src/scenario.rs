@@ -15,12 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use anchorhold_cluster::Topology;
+use anchorhold_cluster::{NodeSpec, Topology};
 use anyhow::Context as _;
 
 pub use self::catalogue::{DamagedFile, FaultKind, FaultSettings, ROWS, Row, coverage};
 pub use self::failpoint::{FAILPOINTS, failpoint};
-pub use self::selector::{Pick, Selector, View};
+pub use self::selector::{Pick, Place, Selector, View};
 pub use self::swarm::{SwarmConfig, plan as plan_swarm};
 use crate::judge::Invariant;
 use crate::workload::WorkloadConfig;
@@ -113,6 +113,7 @@ pub enum Wait {
 /// Scenarios that come with the harness, by name.
 const SHIPPED: &[(&str, &str)] = &[
     ("zone-loss", include_str!("../scenarios/zone-loss.toml")),
+    ("region-loss", include_str!("../scenarios/region-loss.toml")),
     ("idle-shards", include_str!("../scenarios/idle-shards.toml")),
     ("zone-heal", include_str!("../scenarios/zone-heal.toml")),
     ("leader-loss", include_str!("../scenarios/leader-loss.toml")),
@@ -230,10 +231,15 @@ impl Scenario {
         let mut faults = phase.faults.clone();
         if let Some(swarm) = &phase.swarm {
             let seed = seed.wrapping_add(1_000_003 * round as u64);
-            faults.extend(swarm::plan(swarm, phase.lasts, &self.zones(), seed));
+            faults.extend(swarm::plan(swarm, phase.lasts, &self.places(), seed));
         }
         faults.sort_by_key(|fault| fault.after);
         faults
+    }
+
+    /// Place of each node, by name.
+    pub fn places(&self) -> BTreeMap<String, Place> {
+        places(&self.topology)
     }
 
     /// Zone of each node, by name.
@@ -257,6 +263,11 @@ impl Scenario {
                 || phase.swarm.as_ref().is_some_and(SwarmConfig::needs_hooks)
         })
     }
+}
+
+fn places(topology: &Topology) -> BTreeMap<String, Place> {
+    let place = |node: NodeSpec| (node.name, Place { region: node.region, zone: node.zone });
+    topology.nodes().into_iter().map(place).collect()
 }
 
 /// A shipped topology's text, or a file's.

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 
 use super::ProcessDriver;
 use crate::events::Sample;
-use crate::scenario::View;
+use crate::scenario::{Place, View};
 
 /// What the nodes say.
 #[derive(Clone, Debug, Default)]
@@ -132,7 +132,10 @@ impl ProcessDriver {
     /// What selectors are resolved against, now.
     pub async fn view(&self, round: usize) -> View {
         let survey = self.survey(round).await;
-        let zones = self.nodes.iter().map(|node| (node.name.clone(), node.zone.clone()));
-        View { zones: zones.collect(), leaders: survey.leaders, round }
+        let places = self.nodes.iter().map(|node| {
+            let place = Place { region: node.region.clone(), zone: node.zone.clone() };
+            (node.name.clone(), place)
+        });
+        View { places: places.collect(), leaders: survey.leaders, round }
     }
 }

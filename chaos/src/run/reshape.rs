@@ -171,8 +171,10 @@ async fn merge_some(admin: &AdminClient, random: &mut StdRng) -> Option<()> {
 async fn move_some(admin: &AdminClient, random: &mut StdRng) -> Option<()> {
     let shards = shards(admin).await?;
     let nodes = admin.list_nodes(admin_v1::ListNodesRequest {}).await.ok()?.nodes;
-    let zones: BTreeMap<u64, &str> =
-        nodes.iter().map(|node| (node.node_id, node.zone.as_str())).collect();
+    let zones: BTreeMap<u64, (&str, &str)> = nodes
+        .iter()
+        .map(|node| (node.node_id, (node.region.as_str(), node.zone.as_str())))
+        .collect();
     let shard = shards.get(random.random_range(0..shards.len().max(1)))?;
     let holds = |node_id: u64| shard.replicas.iter().any(|one| one.node_id == node_id);
     let ways: Vec<(u64, u64)> = nodes

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{Fault, FaultKind, FaultSettings, Pick, Selector};
+use super::{Fault, FaultKind, FaultSettings, Pick, Place, Selector};
 
 /// How a swarm is drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +48,7 @@ impl SwarmConfig {
 pub fn plan(
     config: &SwarmConfig,
     lasts: Duration,
-    zones: &BTreeMap<String, String>,
+    places: &BTreeMap<String, Place>,
     seed: u64,
 ) -> Vec<Fault> {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -61,20 +61,20 @@ pub fn plan(
         at += config.mean_between.mul_f64(gap);
         let kind = kinds.choose(&mut rng).copied();
         let span = rng.random_range(config.lasts_min..=config.lasts_max);
-        let node = zones.keys().collect::<Vec<_>>().choose(&mut rng).map(|node| (*node).clone());
+        let node = places.keys().collect::<Vec<_>>().choose(&mut rng).map(|node| (*node).clone());
         let settings = settings(&mut rng);
         let (Some(kind), Some(node)) = (kind, node) else { return faults };
         if lasts <= at + span {
             return faults;
         }
-        let zone = zones.get(&node);
+        let zone = places.get(&node);
         let at_once: Vec<&Fault> = faults
             .iter()
             .filter(|other| at < other.after + other.lasts.unwrap_or_default() + SETTLE)
             .collect();
         let is_other = |other: &&Fault| other.target.named_node() != Some(node.as_str());
         let shares_zone =
-            |other: &&Fault| other.target.named_node().and_then(|other| zones.get(other)) == zone;
+            |other: &&Fault| other.target.named_node().and_then(|other| places.get(other)) == zone;
         let is_allowed = at_once.len() < config.concurrent_max
             && at_once.iter().all(is_other)
             && (!config.quorum_guard || at_once.iter().all(shares_zone));
@@ -117,9 +117,18 @@ fn settings(rng: &mut StdRng) -> FaultSettings {
 mod tests {
     use super::*;
 
-    fn zones() -> BTreeMap<String, String> {
-        let nodes = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b"), ("c1", "c"), ("c2", "c")];
-        nodes.map(|(name, zone)| (name.to_owned(), zone.to_owned())).into()
+    /// Two of the zones have the same name.
+    fn places() -> BTreeMap<String, Place> {
+        let nodes = [
+            ("a1", "r", "a"),
+            ("a2", "r", "a"),
+            ("b1", "r", "b"),
+            ("b2", "r", "b"),
+            ("c1", "s", "a"),
+            ("c2", "s", "a"),
+        ];
+        let place = |region: &str, zone: &str| Place { region: region.into(), zone: zone.into() };
+        nodes.map(|(name, region, zone)| (name.to_owned(), place(region, zone))).into()
     }
 
     fn config(quorum_guard: bool) -> SwarmConfig {
@@ -135,7 +144,7 @@ mod tests {
     }
 
     fn plan_of(quorum_guard: bool, seed: u64) -> Vec<Fault> {
-        plan(&config(quorum_guard), Duration::from_secs(120), &zones(), seed)
+        plan(&config(quorum_guard), Duration::from_secs(120), &places(), seed)
     }
 
     fn node(fault: &Fault) -> String {
@@ -160,13 +169,13 @@ mod tests {
 
     #[test]
     fn the_quorum_guard_keeps_faults_that_overlap_within_one_zone() {
-        let zones = zones();
+        let places = places();
         let mut seen = 0;
         for seed in 0..100 {
             let faults = plan_of(true, seed);
             assert!(faults.is_sorted_by_key(|fault| fault.after), "seed {seed}");
             for (one, other) in overlapping(&faults) {
-                assert_eq!(zones[&node(one)], zones[&node(other)], "seed {seed}");
+                assert_eq!(places[&node(one)], places[&node(other)], "seed {seed}");
                 assert_ne!(node(one), node(other), "seed {seed}");
                 seen += 1;
             }
@@ -177,9 +186,11 @@ mod tests {
 
     #[test]
     fn without_the_guard_a_majority_can_go() {
-        let zones = zones();
+        let places = places();
         let crosses = |faults: &[Fault]| {
-            overlapping(faults).iter().any(|(one, other)| zones[&node(one)] != zones[&node(other)])
+            overlapping(faults)
+                .iter()
+                .any(|(one, other)| places[&node(one)] != places[&node(other)])
         };
         assert!((0..100).any(|seed| crosses(&plan_of(false, seed))));
     }

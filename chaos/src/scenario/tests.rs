@@ -1,3 +1,5 @@
+use rand::SeedableRng as _;
+
 use super::*;
 
 const HEAD: &str = "name = \"s\"\nabout = \"t\"\ntopology = \"three-zones\"\n";
@@ -64,6 +66,20 @@ fn a_scenario_says_what_it_says() {
 }
 
 #[test]
+fn a_region_is_lost_as_a_whole() {
+    let (scenario, _) = Scenario::load("region-loss").unwrap();
+    let view = View { places: scenario.places(), ..View::default() };
+    let mut hit = BTreeMap::new();
+    for fault in scenario.phases.iter().flat_map(|phase| &phase.faults) {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        hit.insert(fault.target.to_string(), fault.target.resolve(&view, &mut rng).join(" "));
+    }
+    let expected =
+        [("all", "a1 b1 c1 d1 e1 f1"), ("region=north", "a1 b1 c1"), ("region=south", "d1 e1 f1")];
+    assert_eq!(hit, expected.map(|(target, nodes)| (target.to_owned(), nodes.to_owned())).into());
+}
+
+#[test]
 fn a_latency_that_cannot_be_is_pointed_at_in_the_topology() {
     let directory = tempfile::tempdir().unwrap();
     let topology = "name = \"t\"\n[[region]]\nname = \"r\"\nzone = [{ name = \"a\", nodes = 1 }]\n\
@@ -85,6 +101,7 @@ fn mistakes_are_pointed_at_with_what_is_allowed() {
     let fault = |inner: &str| format!("{phase}fault = [{{ {inner} }}]\n");
     check_error(&fault("kind = \"kil\""), "7:19", "write kill, power_loss");
     check_error(&fault("kind = \"kill\", target = \"zone=x\""), "7:36", "has a, b, c");
+    check_error(&fault("kind = \"kill\", target = \"region=x\""), "7:36", "no region \"x\"");
     check_error(&fault("kind = \"kill\", loss = 1"), "7:27", "no `loss`: write kind, target");
     check_error(&fault("kind = \"lossy\", loss = 7"), "7:28", "a share from 0 to 1");
     check_error(&fault("kind = \"kill\", after_s = 8, for_s = 2"), "7:19", "at most 9");

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, ROWS, Reshape, Row, Scenario,
-    ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
+    DamagedFile, FAILPOINTS, Fault, FaultKind, FaultSettings, Phase, Place, ROWS, Reshape, Row,
+    Scenario, ScenarioError, Selector, SwarmConfig, Wait, failpoint, swarm,
 };
 use crate::judge::{BUDGETS, Budget, Invariant, Statistic};
 use crate::workload::WorkloadConfig;
@@ -129,9 +129,9 @@ fn build(
         let problem = "there is no phase: add a [[phase]] with a name and for_s";
         return Err((parsed.name.span(), problem.to_owned()));
     }
-    let zones = topology.nodes().into_iter().map(|node| (node.name, node.zone)).collect();
+    let places = super::places(&topology);
     let workloads = parsed.workloads.iter().map(|table| workload(text, table));
-    let phases = parsed.phases.into_iter().map(|phase| build_phase(text, phase, &zones));
+    let phases = parsed.phases.into_iter().map(|phase| build_phase(text, phase, &places));
     let rounds = parsed.rounds.as_ref().map_or(1, |rounds| *rounds.get_ref());
     if rounds == 0 {
         let span = parsed.rounds.map_or(0..0, |rounds| rounds.span());
@@ -206,12 +206,12 @@ fn named_in(text: &str, span: Range<usize>, problem: &str) -> Range<usize> {
 fn build_phase(
     text: &str,
     phase: Spanned<PhaseText>,
-    zones: &BTreeMap<String, String>,
+    places: &BTreeMap<String, Place>,
 ) -> Result<Phase, Wrong> {
     let phase = phase.into_inner();
     check_name(&phase.name)?;
     let lasts = seconds("for_s", Some(&phase.for_s), 0.0)?;
-    let faults = phase.faults.iter().map(|fault| build_fault(text, fault, lasts, zones));
+    let faults = phase.faults.iter().map(|fault| build_fault(text, fault, lasts, places));
     let faults = faults.collect::<Result<_, _>>()?;
     let waits = phase.wait.iter().map(wait).collect::<Result<_, _>>()?;
     let swarm = phase.swarm.map(|swarm| build_swarm(swarm.into_inner())).transpose()?;
@@ -258,7 +258,7 @@ fn build_fault(
     text: &str,
     fault: &Spanned<FaultText>,
     phase_lasts: Duration,
-    zones: &BTreeMap<String, String>,
+    places: &BTreeMap<String, Place>,
 ) -> Result<Fault, Wrong> {
     let span = fault.span();
     let fault = fault.get_ref();
@@ -273,7 +273,7 @@ fn build_fault(
         Some(target) => {
             let wrong = |problem| (target.span(), problem);
             let selector = Selector::parse(target.get_ref()).map_err(wrong)?;
-            selector.check(zones).map_err(wrong)?;
+            selector.check(places).map_err(wrong)?;
             selector
         }
     };
