@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{CatalogCommand, CatalogOutcome, CatalogState};
-use anchorhold_model::{Changes, KeyRange, NodeId, ShardDescriptor, ShardId};
+use anchorhold_model::{Changes, KeyRange, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use anchorhold_proto::peer_v1::peer_server::PeerServer;
 use anchorhold_proto::peer_v1::{JoinReply, JoinRequest, PeerEndpoint as KnownPeer};
 use anchorhold_storage::{DiskState, GroupId, StateError};
@@ -132,6 +132,17 @@ pub struct Host {
     inner: Arc<Inner>,
 }
 
+/// A replica that a node has and cannot open: what it rests on is damaged.
+#[derive(Clone, Debug)]
+pub struct BrokenReplica {
+    /// The replica.
+    pub replica_id: ReplicaId,
+    /// Its shard, as last known.
+    pub descriptor: ShardDescriptor,
+    /// Why.
+    pub reason: String,
+}
+
 struct Inner {
     identity: Identity,
     node: NodeRegistration,
@@ -143,6 +154,8 @@ struct Inner {
     told: Told,
     /// Replicas with a file whose range an open one still owns a part of.
     waiting: Mutex<BTreeSet<GroupId>>,
+    /// Replicas that cannot be opened, until their shards replace them.
+    broken: Mutex<BTreeMap<ShardId, BrokenReplica>>,
     /// What destroyed replicas owned, while their rows are being removed.
     clearing: Mutex<BTreeMap<ShardId, KeyRange>>,
     /// Held while a replica is opened: its range is judged and taken in one step.
@@ -201,6 +214,7 @@ impl Host {
                 catalog: ArcSwap::new(catalog),
                 told: Told::default(),
                 waiting: Mutex::default(),
+                broken: Mutex::default(),
                 clearing: Mutex::default(),
                 opening: tokio::sync::Mutex::default(),
                 tasks: Mutex::default(),

@@ -71,7 +71,7 @@ pub use digest::{DigestError, ReplicaDigest};
 pub use error::{CallError, ProposeError, ReadError};
 pub use fence::Fence;
 pub use fitness::{FitnessReport, Trouble};
-pub use host::{CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
+pub use host::{BrokenReplica, CallHandler, Host, HostStart, Listener, NodeRegistration, founder};
 pub use join::{JoinError, join};
 pub use members::{MemberChange, MemberError};
 pub use merge::MergeError;

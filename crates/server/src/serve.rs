@@ -15,7 +15,7 @@ pub(crate) use self::read::{LIST_BYTES_MAX, millis, size};
 use std::sync::Arc;
 
 use anchorhold_consensus::{
-    MergeError, ProposeError, ReadError, Replica, Role, SplitDone, SplitError,
+    BrokenReplica, MergeError, ProposeError, ReadError, Replica, Role, SplitDone, SplitError,
 };
 use anchorhold_model::{
     Command, Epoch, Key, KeyRange, MergeStep, NodeId, OperationId, Outcome, Rejection, ReplicaRole,
@@ -252,6 +252,8 @@ impl Core {
     pub fn report(&self) -> NodeReport {
         let catalog = self.host.catalog_replica();
         let replicas = std::iter::once(catalog).chain(self.host.replicas());
+        let broken = self.host.broken_replicas().into_iter();
+        let broken = broken.map(|one| (one.descriptor.shard_id, Arc::new(report_broken(one))));
         let fitness = self.host.fitness_report();
         NodeReport {
             node: self.place.node,
@@ -270,6 +272,7 @@ impl Core {
                     let load = self.load.rate(&*self.clock, replica.shard_id());
                     (replica.shard_id(), Arc::new(report_replica(&replica, load)))
                 })
+                .chain(broken)
                 .collect(),
         }
     }
@@ -319,6 +322,29 @@ fn report_replica(replica: &Replica, load: u64) -> ReplicaReport {
         anchors: state.anchors,
         bytes: state.bytes,
         descriptor: state.descriptor.clone(),
+    }
+}
+
+fn report_broken(broken: BrokenReplica) -> ReplicaReport {
+    ReplicaReport {
+        shard: broken.descriptor.shard_id,
+        replica: broken.replica_id,
+        leads: false,
+        votes: false,
+        stopped: true,
+        lost: true,
+        is_joint: false,
+        load: 0,
+        problem: Some(broken.reason),
+        leader: None,
+        term: 0,
+        last_index: None,
+        applied_index: None,
+        matched: Vec::new(),
+        revision: 0,
+        anchors: 0,
+        bytes: 0,
+        descriptor: broken.descriptor,
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use anchorhold_model::catalog::CatalogState;
 use anchorhold_model::{ReplicaId, ShardDescriptor, ShardId};
 use anchorhold_storage::{Batch, GroupId, StateError};
 
 use super::replicas::{known_range, own_replica_id};
-use super::{CATALOG_GROUP, Host};
+use super::{BrokenReplica, CATALOG_GROUP, Host};
 use crate::birth::{self, Birth};
 use crate::card::{Birthplace, Card};
 use crate::fence;
@@ -70,6 +71,9 @@ impl Host {
             other.shard_id != shard.shard_id && other.range.overlaps(&shard.range) && counts(other)
         };
         let newborns = self.births().all();
+        if self.inner.broken.lock().values().any(|broken| takes(&broken.descriptor)) {
+            return true;
+        }
         let replicas = self.inner.replicas.read();
         replicas.values().any(|replica| takes(&replica.state().descriptor))
             || newborns.iter().any(|birth| {
@@ -254,9 +258,51 @@ impl Host {
             tracing::warn!(shard = group.shard, "a snapshot file names no replica here");
             return Ok(());
         };
+        let standing = Standing::read(parts, group)?;
+        if let Some(reason) = standing.unusable()? {
+            if let Some(descriptor) = standing.descriptor() {
+                self.give_up_on(descriptor, replica_id, reason);
+            }
+            return Ok(());
+        }
         fence::close_if_forgotten(&parts.seams.log, group).await?;
         let may_found = card.is_some_and(|card| card.may_found);
         self.open(group, replica_id, may_found, true).await
+    }
+
+    /// Notes that a replica here cannot be opened. The node serves all others; who places replicas
+    /// hears of it, and has its shard replace it.
+    fn give_up_on(&self, descriptor: &ShardDescriptor, replica_id: ReplicaId, reason: String) {
+        let broken = BrokenReplica { replica_id, descriptor: descriptor.clone(), reason };
+        let shard = descriptor.shard_id;
+        tracing::error!(%shard, replica = %replica_id, reason = broken.reason, "a replica here is lost");
+        self.inner.waiting.lock().remove(&birth::group_of(descriptor));
+        self.inner.broken.lock().insert(shard, broken);
+    }
+
+    /// Replicas that this node has and cannot open.
+    pub fn broken_replicas(&self) -> Vec<BrokenReplica> {
+        self.inner.broken.lock().values().cloned().collect()
+    }
+
+    /// Removes broken replicas of shards that are gone or have removed them.
+    pub(super) async fn remove_broken(&self, catalog: &CatalogState) -> Result<(), StateError> {
+        for BrokenReplica { replica_id, descriptor, .. } in self.broken_replicas() {
+            let (shard, group) = (descriptor.shard_id, birth::group_of(&descriptor));
+            let is_left_out = catalog.shards.get(&shard).is_some_and(|now| {
+                self.known_card(group).is_some_and(|card| card.is_left_out_by(group, now))
+            });
+            // What another shard takes in stays until that one has settled.
+            let is_gone = catalog.removed_shards.contains(&shard)
+                && !catalog.merged_shards.contains_key(&shard);
+            if is_left_out || is_gone {
+                let _opening = self.inner.opening.lock().await;
+                tracing::info!(%shard, replica = %replica_id, "removing a lost replica");
+                self.mark_gone(group)?;
+                self.erase_gone(group).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Opens newborns, and replicas that had to wait for a part of their range.
@@ -371,7 +417,7 @@ impl Host {
 
     /// Whether a replica of a shard may begin here with nothing. Not while another replica owns a
     /// part of its range: that one is about to split, or to hear that it has. Not if the shard is
-    /// here already and only waits. Not if it has a log: a split's child that went down with its
+    /// here already and only waits, or cannot be opened. Not if it has a log: a split's child that went down with its
     /// parent before it had a file may have acknowledged things, and what they rest on is lost.
     pub(super) fn may_begin(&self, descriptor: &ShardDescriptor) -> Result<bool, StateError> {
         let (shard, group) = (descriptor.shard_id, birth::group_of(descriptor));
@@ -379,10 +425,16 @@ impl Host {
         if seams.log.group(group).is_some_and(|log| log.purged.is_some())
             && seams.snapshots.latest(group).map_err(damaged)?.is_none()
         {
-            tracing::error!(%shard, "has a log and nothing that it begins with: replace it");
+            if !self.waits_for_parent(group)
+                && let Some(card) = self.known_card(group)
+            {
+                let reason = "it has a log and nothing that the log begins with".to_owned();
+                self.give_up_on(descriptor, ReplicaId(card.replica_id), reason);
+            }
             return Ok(false);
         }
         let is_known = self.replica(shard).is_some()
+            || self.inner.broken.lock().contains_key(&shard)
             || seams.state.get(&keys::header(shard))?.is_some()
             || self.inner.waiting.lock().iter().any(|group| group.shard == shard.0);
         Ok(!is_known && !self.is_taken(descriptor))

@@ -49,6 +49,7 @@ impl Host {
         may_rest: bool,
     ) -> Result<(), StateError> {
         let replica = Replica::open(&self.inner.parts, group, replica_id, may_rest).await?;
+        self.inner.broken.lock().remove(&ShardId(group.shard));
         self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
         if may_found {
             tokio::spawn(found_if_nobody_did(replica));
@@ -79,6 +80,7 @@ impl Host {
     async fn reconcile(&self, catalog: &CatalogState) -> Result<(), StateError> {
         {
             let _changing = self.inner.changing.lock().await;
+            self.remove_broken(catalog).await?;
             for replica in self.replicas() {
                 let shard_id = replica.shard_id();
                 if catalog.removed_shards.contains(&shard_id) {
@@ -406,6 +408,7 @@ impl Host {
             birth::write(&seams.log, LogWrite::Drop { group }).await?;
         }
         seams.snapshots.remove_group(group).map_err(damaged)?;
+        self.inner.broken.lock().remove(&ShardId(group.shard));
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 use anchorhold_model::{NodeId, ReplicaId, ShardDescriptor, ShardId};
-use anchorhold_storage::snapshot::SnapshotFile;
+use anchorhold_storage::snapshot::{SnapshotError, SnapshotFile, verify};
 use anchorhold_storage::{GroupId, StateError};
 
 use super::NodeParts;
@@ -45,6 +45,22 @@ impl Standing {
             && end(filed) <= end(applied)
             && end(purged) <= end(applied);
         Ok(Self { stored, file, is_stored_good, purged_end: end(purged) })
+    }
+
+    /// Why no replica can be opened from this; `None` if one can. Reads the whole file if the state is
+    /// to be rebuilt from it.
+    pub(crate) fn unusable(&self) -> Result<Option<String>, StateError> {
+        if !self.is_stored_good
+            && let Some((file, _)) = &self.file
+        {
+            match verify(&file.path) {
+                Ok(_) => {}
+                Err(error @ SnapshotError::Damaged { .. }) => return Ok(Some(error.to_string())),
+                Err(error) => return Err(damaged(error)),
+            }
+        }
+        let reason = "its log begins after its snapshot file and its state";
+        Ok((self.applied_end() < self.purged_end).then(|| reason.to_owned()))
     }
 
     /// The header that is known before anything is loaded.

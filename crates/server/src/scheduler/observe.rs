@@ -34,6 +34,7 @@ impl ShardPast {
             // Where the other shard's replica has yet to split, this one waits.
             let waits = |other: &ReplicaReport| {
                 other.shard != descriptor.shard_id
+                    && !other.lost
                     && other.descriptor.range.overlaps(&descriptor.range)
             };
             let found = report.replicas.get(&descriptor.shard_id);

@@ -310,6 +310,64 @@ async fn a_replica_whose_files_are_gone_is_built_again_on_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_state_and_one_snapshot_file_are_damaged_starts_and_is_whole_again() {
+    // Replicas that are away for long are not what is tested here.
+    let mut cluster = Cluster::start_with(3, |config| {
+        impatient(config);
+        config.placement.absent_ms = 600_000;
+    })
+    .await;
+    let key = cluster.account("one", 4).await;
+    let ids = write(&cluster, &key, 60, 1).await;
+    let hit = id_of(&cluster, 2);
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let largest = {
+        let node = cluster.nodes[2].as_ref().unwrap();
+        let replicas = node.core().host.replicas();
+        let largest = replicas.iter().max_by_key(|replica| replica.state().anchors).unwrap();
+        largest.renew_snapshot().await;
+        eventually("it has a file of rows", || async {
+            largest.status().snapshot_index.filter(|index| 10 < *index)
+        })
+        .await;
+        largest.shard_id()
+    };
+    let before = core.catalog().shards[&largest].replica_on(hit).unwrap().replica_id;
+    cluster.stop(2).await;
+    // A power loss has cost the state, and one block of a file of rows has rotted.
+    std::fs::remove_dir_all(cluster.dir(2).join("state")).unwrap();
+    let prefix = format!("{:016x}-", largest.0);
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(cluster.dir(2).join("snapshots")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) && name.ends_with(".snap") {
+            let mut content = std::fs::read(&path).unwrap();
+            let middle = content.len() / 2;
+            content[middle] ^= 0x10;
+            std::fs::write(path, content).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(0 < damaged);
+    cluster.restart(2).await;
+    let host = cluster.nodes[2].as_ref().unwrap().core().host.clone();
+    assert_eq!(host.replicas().len(), 3, "the others are served");
+    assert_eq!(host.broken_replicas()[0].descriptor.shard_id, largest);
+    drop(host);
+    eventually("the shard has another replica on the node", || async {
+        let survey = core.survey().await;
+        let shards = survey.shards();
+        let shard = shards.iter().find(|shard| shard.descriptor.shard_id == largest)?;
+        let now = shard.descriptor.replica_on(hit)?;
+        (now.replica_id != before && shard.descriptor.voters().count() == 3).then_some(())
+    })
+    .await;
+    cluster.wait_healthy().await;
+    check_that_the_last_votes(cluster, &key, ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_to_leave_gives_everything_away_and_is_removed() {
     let mut cluster = Cluster::start_in_zones(&[0, 1, 2, 2], impatient).await;
     let key = cluster.account("one", 4).await;
