@@ -13,6 +13,10 @@ use crate::snapshot::Purpose;
 /// A snapshot that makes fewer entries than this superfluous is not worth its cost.
 const LARGE_ENTRIES_MIN: u64 = 8;
 
+/// Bytes from which on a group's log is too large where the disk has little room left: what fills it
+/// may be the log.
+const SCARCE_BYTES: u64 = 1 << 20;
+
 /// Makes a checkpoint of the state now and then, and starts snapshots of the groups whose logs have
 /// grown; a few at a time, whatever the number of groups.
 pub(crate) async fn keep(host: Host) {
@@ -41,18 +45,24 @@ pub(crate) async fn keep(host: Host) {
                 .exit(&format!("what a merge has left cannot be removed: {error}"));
             return;
         }
-        if host.fitness_report().disk == DiskState::Full {
-            // A snapshot stands beside the one before it until it is whole.
-            continue;
-        }
-        let mut free = config.snapshot_builds_max.saturating_sub(building.count());
+        let disk = host.fitness_report().disk;
+        // A snapshot stands beside the one before it until it is whole.
+        let builds_max = if disk == DiskState::Full { 0 } else { config.snapshot_builds_max };
+        let mut free = builds_max.saturating_sub(building.count());
+        let large_bytes = match disk {
+            DiskState::Normal => config.snapshot_log_bytes,
+            DiskState::AlmostFull | DiskState::Full => config.snapshot_log_bytes.min(SCARCE_BYTES),
+        };
+        let damaged = host.parts().seams.log.damaged_groups();
         for replica in replicas {
             let log_bytes = host.parts().seams.log.group_bytes(replica.group());
+            // What cannot be read cannot be moved, and keeps all segments behind it.
+            let is_damaged = damaged.contains(&replica.group());
             replica.set_log_full(config.shard_log_bytes_max <= log_bytes);
             let (births, shard) = (host.births(), replica.shard_id());
             let wish = Wish {
-                entries: config.snapshot_entries,
-                is_large: config.snapshot_log_bytes <= log_bytes,
+                entries: if is_damaged { 1 } else { config.snapshot_entries },
+                is_large: is_damaged || large_bytes <= log_bytes,
                 may_build: 0 < free && !births.is_parent(shard),
             };
             // A newborn's first file frees its parent, whose next one drops what is the child's.

@@ -231,7 +231,7 @@ impl Scrub {
                 return Ok(());
             }
             let log = Arc::clone(&self.core.log);
-            let read = self.step(move || log.read(group, next..end, STEP_BYTES)).await;
+            let read = self.step(move || log.read_stored(group, next..end, STEP_BYTES)).await;
             match read {
                 Some(Ok(entries)) => {
                     let bytes = entries.iter().map(|entry| entry.content.len()).sum();

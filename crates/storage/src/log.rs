@@ -374,7 +374,21 @@ impl LogStore for SegmentedLog {
         bytes_max: usize,
     ) -> Result<Vec<LogEntry>, ReadError> {
         let pieces = self.shared.state.lock().index.pieces(group, &indexes, bytes_max)?;
-        read::read_pieces(group, pieces)
+        self.shared.noting(read::read_pieces(group, pieces))
+    }
+
+    fn read_stored(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        let pieces = self.shared.state.lock().index.stored_pieces(group, &indexes, bytes_max)?;
+        self.shared.noting(read::read_pieces(group, pieces))
+    }
+
+    fn damaged_groups(&self) -> Vec<GroupId> {
+        self.shared.state.lock().damaged.keys().copied().collect()
     }
 
     fn unknown_groups_may_be_lost(&self) -> bool {
@@ -506,6 +520,7 @@ fn build(
         poisoned: None,
         stats: LogStats::default(),
         recent_fsyncs: RecentFsyncs::default(),
+        damaged: BTreeMap::new(),
     };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),

@@ -202,6 +202,22 @@ pub trait LogStore: Send + Sync + 'static {
         bytes_max: usize,
     ) -> Result<Vec<LogEntry>, ReadError>;
 
+    /// As [`Self::read`], but what is on the disk is read from there even where memory still has it:
+    /// for who looks for damage.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_stored(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError>;
+
+    /// Groups of which an entry was found damaged since the start and not purged since. Such an entry
+    /// cannot be moved, and so no segment from its own on can be removed: they should purge.
+    fn damaged_groups(&self) -> Vec<GroupId>;
+
     /// Whether a group that is unknown here may have been known before: a record was damaged of
     /// which nothing tells whose it was.
     fn unknown_groups_may_be_lost(&self) -> bool;
@@ -249,6 +265,19 @@ impl<L: LogLayer> LogStore for L {
         bytes_max: usize,
     ) -> Result<Vec<LogEntry>, ReadError> {
         self.inner().read(group, indexes, bytes_max)
+    }
+
+    fn read_stored(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        self.inner().read_stored(group, indexes, bytes_max)
+    }
+
+    fn damaged_groups(&self) -> Vec<GroupId> {
+        self.inner().damaged_groups()
     }
 
     fn unknown_groups_may_be_lost(&self) -> bool {

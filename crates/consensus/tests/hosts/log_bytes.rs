@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anchorhold_consensus::{ConsensusConfig, ProposeError};
 use anchorhold_model::{Outcome, Rejection, ShardId, Write};
+use anchorhold_storage::DiskState;
 use anchorhold_storage::LogStore as _;
 
 use crate::fitness::try_write;
@@ -75,6 +76,20 @@ async fn a_log_of_many_bytes_is_purged_on_every_node_however_few_its_entries_are
             assert!(replica.anchor(anchor(item).id).unwrap().is_some(), "{item} went with the log");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_with_little_room_gets_that_of_logs_back_which_are_not_large_otherwise() {
+    let cluster = TestCluster::start_with(1, no_bounds()).await;
+    let shard = cluster.create_account("a", Vec::new()).await[0];
+    for item in 0..(1 << 20) / FILLING_BYTES as u64 + 10 {
+        create(&cluster, shard, item).await.unwrap();
+    }
+    let node = &cluster.nodes[0];
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(1 << 20 < log_bytes(node, shard), "nothing makes it shorter while there is room");
+    node.host().set_disk_state(DiskState::AlmostFull);
+    eventually("its log is short", || (log_bytes(node, shard) < 1 << 20).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -216,6 +216,26 @@ impl Index {
         indexes: &Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<Piece>, ReadError> {
+        self.pieces_from(group, indexes, bytes_max, |slot| slot.content.is_some())
+    }
+
+    /// The same; in memory only what is nowhere else yet.
+    pub(super) fn stored_pieces(
+        &self,
+        group: GroupId,
+        indexes: &Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<Piece>, ReadError> {
+        self.pieces_from(group, indexes, bytes_max, |slot| slot.segment.is_none())
+    }
+
+    fn pieces_from(
+        &self,
+        group: GroupId,
+        indexes: &Range<u64>,
+        bytes_max: usize,
+        is_here: impl Fn(&Slot) -> bool,
+    ) -> Result<Vec<Piece>, ReadError> {
         let mut found = Vec::new();
         let mut bytes = 0_usize;
         for (index, slot) in (indexes.start..).zip(live(self.groups.get(&group), indexes)?) {
@@ -224,7 +244,8 @@ impl Index {
                 break;
             }
             let position = LogPosition { term: slot.term, index };
-            found.push(match (&slot.content, &slot.segment) {
+            let content = slot.content.as_ref().filter(|_| is_here(slot));
+            found.push(match (content, &slot.segment) {
                 (Some(content), _) => Piece::Here(LogEntry { position, content: content.clone() }),
                 (None, Some(segment)) => Piece::Stored {
                     position,

@@ -173,6 +173,19 @@ impl LogStore for MemoryLog {
         Ok(found)
     }
 
+    fn read_stored(
+        &self,
+        group: GroupId,
+        indexes: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        self.read(group, indexes, bytes_max)
+    }
+
+    fn damaged_groups(&self) -> Vec<GroupId> {
+        Vec::new()
+    }
+
     fn unknown_groups_may_be_lost(&self) -> bool {
         false
     }

@@ -4,6 +4,7 @@
 //! segment prepared behind it. So a change that was accepted, and is visible, never meets a full
 //! disk later.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use super::memory::moves;
 use super::recent::RecentFsyncs;
 use crate::log_store::{
     Completion, GroupId, HardState, LogEntry, LogError, LogPosition, LogStats, LogWrite, Lost,
+    ReadError,
 };
 
 /// One change may be at most this long. Offsets in a segment have 32 bits.
@@ -111,6 +113,8 @@ pub(super) struct State {
     pub(super) poisoned: Option<Arc<io::Error>>,
     pub(super) stats: LogStats,
     pub(super) recent_fsyncs: RecentFsyncs,
+    /// The last entry of each group that was found damaged since the start.
+    pub(super) damaged: BTreeMap<GroupId, u64>,
 }
 
 /// What callers and the writer share.
@@ -124,6 +128,16 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Notes what a read has found damaged.
+    pub(super) fn noting<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Corrupt { group, index, .. }) = &read {
+            let mut state = self.state.lock();
+            let last = state.damaged.entry(*group).or_default();
+            *last = (*last).max(*index);
+        }
+        read
+    }
+
     /// Accepts, refuses and queues a change.
     ///
     /// `may_wait` is false on the writer's own thread, which would wait for itself.
@@ -242,6 +256,9 @@ impl State {
                     return Ok(Change::Nothing(Ok(())));
                 }
                 self.index.purge(group, up_to);
+                if self.damaged.get(&group).is_some_and(|last| *last <= up_to.index) {
+                    self.damaged.remove(&group);
+                }
                 Change::Purge { group, up_to }
             }
             LogWrite::Drop { .. } => {
@@ -249,6 +266,7 @@ impl State {
                     return Ok(Change::Nothing(Ok(())));
                 }
                 self.index.remove(group);
+                self.damaged.remove(&group);
                 return Ok(Change::Drop { group });
             }
             LogWrite::MarkLost { from, lost, .. } => {

@@ -262,15 +262,22 @@ pub(super) fn take_over(
     found: SnapshotFile,
 ) -> Result<SnapshotFile, SnapshotError> {
     let path = directory.path().join(file_name(&found.header));
-    let take_over = || {
+    let mut at = &found.path;
+    let mut take_over = || {
         file.sync_all()?;
         let _staying = directory.stays();
         fs::rename(&found.path, &path)?;
+        at = &path;
         directory.note(&path);
         durable::sync_dir(directory.path())
     };
     match take_over() {
         Ok(()) => Ok(SnapshotFile { path, ..found }),
-        Err(source) => Err(SnapshotError::Io { path, source }),
+        Err(source) => {
+            // A failed sync may have dropped what memory still shows: nobody goes on with this file.
+            drop(durable::remove_if_present(at));
+            directory.forget(at);
+            Err(SnapshotError::Io { path, source })
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::fs::FileSystem as _;
+use crate::log_store::ReadError;
 
 #[test]
 fn a_lagging_group_does_not_keep_the_log_from_shrinking() {
@@ -127,4 +128,66 @@ fn segments_grow_while_few_frames_fill_them_and_shrink_again() {
         }
     }
     panic!("segments of {} bytes for frames of a few", longest());
+}
+
+#[test]
+fn a_damaged_entry_pins_the_log_until_its_group_purges_it() {
+    let fs = MemoryFs::new();
+    let config = LogConfig {
+        segment_bytes: 16 << 10,
+        disk_bytes_target: 96 << 10,
+        copy_bytes_max: 2048,
+        recent_bytes_max: 1024,
+        ..small()
+    };
+    let log = open(&fs, config).unwrap();
+    let (idle, busy) = (group(1), group(2));
+    write(&log, append(idle, 1, 0..10, 300)).unwrap();
+    let mut next = 0;
+    let mut run = |log: &SegmentedLog, count: u64| {
+        for _ in 0..count {
+            write(log, append(busy, 1, next..next + 1, 300)).unwrap();
+            if next % 20 == 19 {
+                write(log, LogWrite::Purge { group: busy, up_to: at(1, next - 10) }).unwrap();
+            }
+            next += 1;
+        }
+        log.stats().disk_bytes
+    };
+    run(&log, 20);
+    assert_eq!(log.damaged_groups(), []);
+    // The disk spoils one entry of a group that nobody writes to.
+    let first = Path::new(DIR).join(segments(&fs).into_iter().min().unwrap());
+    let wanted = entry(idle, 1, 3, 300).content;
+    let mut content = vec![0; fs.open(&first).unwrap().length().unwrap() as usize];
+    fs.open(&first).unwrap().read_at(&mut content, 0).unwrap();
+    let offset = content.windows(300).position(|bytes| bytes == &wanted[..]).unwrap();
+    fs.open(&first).unwrap().write_at(&[content[offset] ^ 1], offset as u64).unwrap();
+    let pinned = run(&log, 2_000);
+    assert!(400 << 10 < pinned, "{pinned}: nothing is pinned");
+    assert_eq!(log.damaged_groups(), [idle]);
+    write(&log, LogWrite::Purge { group: idle, up_to: at(1, 2) }).unwrap();
+    assert_eq!(log.damaged_groups(), [idle], "it is there still");
+    write(&log, LogWrite::Purge { group: idle, up_to: at(1, 5) }).unwrap();
+    assert_eq!(log.damaged_groups(), []);
+    let freed = run(&log, 200);
+    assert!(freed <= 200 << 10, "{freed}");
+}
+
+#[test]
+fn who_looks_for_damage_reads_the_disk_and_not_the_memory() {
+    let fs = MemoryFs::new();
+    let log = open(&fs, small()).unwrap();
+    write(&log, append(group(1), 1, 0..10, 300)).unwrap();
+    let first = Path::new(DIR).join(segments(&fs).into_iter().min().unwrap());
+    let wanted = entry(group(1), 1, 3, 300).content;
+    let mut content = vec![0; fs.open(&first).unwrap().length().unwrap() as usize];
+    fs.open(&first).unwrap().read_at(&mut content, 0).unwrap();
+    let offset = content.windows(300).position(|bytes| bytes == &wanted[..]).unwrap();
+    fs.open(&first).unwrap().write_at(&[content[offset] ^ 1], offset as u64).unwrap();
+    assert_eq!(log.read(group(1), 0..10, usize::MAX).unwrap().len(), 10);
+    assert_eq!(log.read_stored(group(1), 0..10, usize::MAX).unwrap().len(), 3);
+    let damaged = log.read_stored(group(1), 3..10, usize::MAX);
+    assert!(matches!(damaged, Err(ReadError::Corrupt { index: 3, .. })), "{damaged:?}");
+    assert_eq!(log.damaged_groups(), [group(1)]);
 }

@@ -185,7 +185,8 @@ impl Writer {
 
     /// Reads an entry that is to be copied. `None` if readers no longer see it there: then the
     /// change that removes it is in the queue. `None` too if it is damaged: it stays where it is,
-    /// with its segment, so that its reader learns of the damage and not of a missing entry.
+    /// with its segment, so that its reader learns of the damage and not of a missing entry, until its
+    /// group purges it ([`crate::LogStore::damaged_groups`]).
     fn fetch(&self, victim: u64, group: GroupId, index: u64) -> Option<Copied> {
         let state = self.shared.state.lock();
         let slot = state.index.groups.get(&group)?.slot(index)?;
@@ -196,7 +197,8 @@ impl Writer {
         drop(state);
         let content = match content {
             Some(content) => content,
-            None => match read_entry(group, position, &segment, offset, length) {
+            None => match self.shared.noting(read_entry(group, position, &segment, offset, length))
+            {
                 Ok(content) => content,
                 Err(error) => {
                     tracing::error!(%error, ?group, index, "an entry cannot be copied forward");
