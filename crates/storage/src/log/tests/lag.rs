@@ -130,6 +130,17 @@ fn segments_grow_while_few_frames_fill_them_and_shrink_again() {
     panic!("segments of {} bytes for frames of a few", longest());
 }
 
+/// The disk spoils an entry, which is in the first segment.
+fn spoil(fs: &MemoryFs, entry: &LogEntry) {
+    let first = Path::new(DIR).join(segments(fs).into_iter().min().unwrap());
+    let file = fs.open(&first).unwrap();
+    let mut content = vec![0; usize::try_from(file.length().unwrap()).unwrap()];
+    file.read_at(&mut content, 0).unwrap();
+    let mut places = content.windows(entry.content.len());
+    let offset = places.position(|bytes| bytes == &entry.content[..]).unwrap();
+    file.write_at(&[content[offset] ^ 1], offset as u64).unwrap();
+}
+
 #[test]
 fn a_damaged_entry_pins_the_log_until_its_group_purges_it() {
     let fs = MemoryFs::new();
@@ -156,13 +167,8 @@ fn a_damaged_entry_pins_the_log_until_its_group_purges_it() {
     };
     run(&log, 20);
     assert_eq!(log.damaged_groups(), []);
-    // The disk spoils one entry of a group that nobody writes to.
-    let first = Path::new(DIR).join(segments(&fs).into_iter().min().unwrap());
-    let wanted = entry(idle, 1, 3, 300).content;
-    let mut content = vec![0; fs.open(&first).unwrap().length().unwrap() as usize];
-    fs.open(&first).unwrap().read_at(&mut content, 0).unwrap();
-    let offset = content.windows(300).position(|bytes| bytes == &wanted[..]).unwrap();
-    fs.open(&first).unwrap().write_at(&[content[offset] ^ 1], offset as u64).unwrap();
+    // Of a group that nobody writes to.
+    spoil(&fs, &entry(idle, 1, 3, 300));
     let pinned = run(&log, 2_000);
     assert!(400 << 10 < pinned, "{pinned}: nothing is pinned");
     assert_eq!(log.damaged_groups(), [idle]);
@@ -179,12 +185,7 @@ fn who_looks_for_damage_reads_the_disk_and_not_the_memory() {
     let fs = MemoryFs::new();
     let log = open(&fs, small()).unwrap();
     write(&log, append(group(1), 1, 0..10, 300)).unwrap();
-    let first = Path::new(DIR).join(segments(&fs).into_iter().min().unwrap());
-    let wanted = entry(group(1), 1, 3, 300).content;
-    let mut content = vec![0; fs.open(&first).unwrap().length().unwrap() as usize];
-    fs.open(&first).unwrap().read_at(&mut content, 0).unwrap();
-    let offset = content.windows(300).position(|bytes| bytes == &wanted[..]).unwrap();
-    fs.open(&first).unwrap().write_at(&[content[offset] ^ 1], offset as u64).unwrap();
+    spoil(&fs, &entry(group(1), 1, 3, 300));
     assert_eq!(log.read(group(1), 0..10, usize::MAX).unwrap().len(), 10);
     assert_eq!(log.read_stored(group(1), 0..10, usize::MAX).unwrap().len(), 3);
     let damaged = log.read_stored(group(1), 3..10, usize::MAX);
