@@ -171,6 +171,9 @@ enum ZoneCommand {
     Drain {
         /// The zone
         zone: String,
+        /// Its region, where several have a zone of this name
+        #[arg(long)]
+        region: Option<String>,
     },
     /// Kill a zone of the demo that runs here: SIGKILL to each of its nodes, as in a power cut
     Kill {
@@ -439,8 +442,9 @@ async fn list_shards(context: &Context, account: u32, only: Option<u64>) -> anyh
 pub(crate) async fn zone(args: ZoneArgs) -> anyhow::Result<()> {
     match args.command {
         ZoneCommand::List => list_zones(&Context::resolve(&args.client)?).await,
-        ZoneCommand::Drain { zone } => {
-            placing::drain_zone(&Context::resolve(&args.client)?, &zone).await
+        ZoneCommand::Drain { zone, region } => {
+            let context = Context::resolve(&args.client)?;
+            placing::drain_zone(&context, &zone, region.as_deref()).await
         }
         ZoneCommand::Kill { zone } => kill_zone(&args.client, &zone),
         ZoneCommand::Start { zone } => start_zone(&args.client, &zone).await,

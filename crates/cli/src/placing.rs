@@ -3,6 +3,7 @@
 //! `shard transfer|move|merge`,
 //! `operator`, `scheduler`, `cluster headroom`, `plan explain`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anchorhold_client::{AdminClient, admin_v1};
@@ -320,11 +321,24 @@ pub(crate) async fn why_blocked(context: &Context, node: &str) -> anyhow::Result
 ///
 /// # Errors
 /// If there is no such zone; as the cluster says.
-pub(crate) async fn drain_zone(context: &Context, zone: &str) -> anyhow::Result<()> {
+pub(crate) async fn drain_zone(
+    context: &Context,
+    zone: &str,
+    region: Option<&str>,
+) -> anyhow::Result<()> {
     let admin = context.admin()?;
     let nodes = admin.list_nodes(admin_v1::ListNodesRequest {}).await?.nodes;
-    let nodes: Vec<u64> =
-        nodes.iter().filter(|node| node.zone == zone).map(|node| node.node_id).collect();
+    let is_meant = |node: &&admin_v1::Node| {
+        node.zone == zone && region.is_none_or(|region| node.region == region)
+    };
+    let regions: BTreeSet<&str> =
+        nodes.iter().filter(is_meant).map(|node| node.region.as_str()).collect();
+    if 1 < regions.len() {
+        let regions = regions.into_iter().collect::<Vec<_>>().join(", ");
+        let problem = format!("there is a zone {zone} in each of {regions}");
+        return Err(Failure::new(Exit::Usage, problem, "name one with --region").into());
+    }
+    let nodes: Vec<u64> = nodes.iter().filter(is_meant).map(|node| node.node_id).collect();
     if nodes.is_empty() {
         let next = "`anchorhold zone list` shows them";
         let problem = format!("there is no zone {zone}");

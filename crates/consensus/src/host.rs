@@ -313,6 +313,11 @@ impl Host {
         self.fitness().report()
     }
 
+    /// Whether another node is heard, and says that it may lead.
+    pub fn may_lead(&self, node: NodeId) -> bool {
+        self.fitness().other(node).is_some_and(|other| other.is_fit)
+    }
+
     /// Whether a node's disk has room for more replicas, as far as is known here.
     pub fn has_room(&self, node: NodeId) -> bool {
         let disk = if node == self.inner.identity.node_id {

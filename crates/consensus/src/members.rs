@@ -250,7 +250,7 @@ impl Host {
         if !is_close(replica, id) {
             return Err(refused(format!("{node} has not caught up")));
         }
-        if !self.fitness().other(node).is_some_and(|other| other.is_fit) {
+        if !self.may_lead(node) {
             return Err(refused(format!("{node} is silent or should not lead")));
         }
         hand_over_to(replica, ReplicaId(id)).await;

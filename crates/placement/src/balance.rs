@@ -101,7 +101,8 @@ fn full_nodes(survey: &Survey<'_>) -> Vec<bool> {
     let is_full = |site: &crate::survey::Site| {
         let zones = survey.zones.iter().filter(|zone| zone.region == site.region);
         let least = zones.filter_map(crate::survey::ZoneSite::least_fullness).min();
-        least.is_some_and(|least| beyond_band(survey, site.fullness(), least))
+        // One that has not reported of late is not known to be full.
+        0 < site.capacity && least.is_some_and(|least| beyond_band(survey, site.fullness(), least))
     };
     survey.sites.iter().map(is_full).collect()
 }
@@ -155,8 +156,10 @@ fn move_replica(
     let shard = Shard::new(survey, entry).ok_or(none)?;
     let mut replicas: Vec<(u64, NodeId, u32, ReplicaRole)> = Vec::new();
     for (replica, slot) in entry.status.replicas.iter().zip(&entry.slots) {
-        let fullness = survey.sites[*slot as usize].fullness();
-        replicas.push((fullness, replica.node_id, *slot, replica.role));
+        let site = &survey.sites[*slot as usize];
+        if 0 < site.capacity {
+            replicas.push((site.fullness(), replica.node_id, *slot, replica.role));
+        }
     }
     replicas
         .sort_unstable_by_key(|(fullness, node_id, ..)| (std::cmp::Reverse(*fullness), *node_id));
@@ -292,4 +295,27 @@ pub(crate) fn mix(seed: u64) -> u64 {
     bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ bits >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use anchorhold_model::Timestamp;
+
+    use crate::testing::view_of;
+    use crate::{Operator, PlacementConfig, plan};
+
+    #[test]
+    fn a_node_that_has_not_reported_of_late_is_not_taken_for_full() {
+        let config = PlacementConfig::default();
+        let planned = |capacity: &str| {
+            let text = format!(
+                "n1 north/a {capacity}\nn2 north/b\nn3 north/c\nn4 north/a\nn5 north/b\nn6 north/c\n\
+                 c1 zonal home=north\ns1 c1 n1* n2 n3 size=40\ns2 c1 n1* n2 n3 size=40"
+            );
+            plan(&view_of(&text, &config), &config, Timestamp(1_000_000), 1).operators
+        };
+        assert!(!planned("").is_empty(), "n1, n2 and n3 are fuller than the others");
+        let leaves = |operator: &Operator| operator.to_string().contains("remove n1");
+        assert!(!planned("capacity=0").iter().any(leaves));
+    }
 }

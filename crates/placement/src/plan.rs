@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anchorhold_model::{ShardId, Timestamp};
+use anchorhold_model::{NodeId, ShardId, Timestamp};
 
 use crate::balance::Candidates;
 use crate::shard::{Look, Shard};
@@ -30,7 +30,11 @@ pub fn plan(view: &ClusterView, config: &PlacementConfig, now: Timestamp, seed: 
     let Scan { needs, candidates, mut plan } = scan(&survey, seed);
     let urgent = rank(Reason::SplitSize);
     let is_recovering = needs.keys().any(|(rank, _)| *rank < urgent)
-        || view.in_flight().any(|operator| rank(operator.reason) < urgent);
+        || view.in_flight().any(|operator| rank(operator.reason) < urgent)
+        // What waits for a node or its quorum is no less urgent.
+        || [WhyNot::QuorumLost, WhyNot::NoLeader, WhyNot::BelowTimer(NodeId(0))]
+            .into_iter()
+            .any(|why| 0 < plan.refused_for(why));
     for (_, shards) in needs {
         for (entry, need) in shards {
             let result = serve(&survey, entry, need)
@@ -238,8 +242,12 @@ fn rank(reason: Reason) -> u8 {
 impl Plan {
     /// Shards that wait for a limit.
     pub fn waiting(&self) -> u64 {
-        let name = WhyNot::LimitReached(Limit::Operators).name();
-        self.refused.get(name).copied().unwrap_or(0)
+        self.refused_for(WhyNot::LimitReached(Limit::Operators))
+    }
+
+    /// Shards whose need was refused for a reason; whatever it names besides does not count.
+    fn refused_for(&self, why: WhyNot) -> u64 {
+        self.refused.get(why.name()).copied().unwrap_or(0)
     }
 }
 

@@ -21,16 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anchorhold_model::catalog::{
-    CatalogCommand, CatalogOutcome, CatalogState, NodeState, OperatorRecord,
+    CatalogCommand, CatalogOutcome, CatalogState, NodeState, OperatorRecord, Wish,
 };
 use anchorhold_model::{NodeId, ShardId, Timestamp};
 use anchorhold_placement::{Operator, Step, plan};
-use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 pub use self::observe::ShardPast;
 
 use self::observe::Observer;
+use self::operate::Ends;
 use crate::config::PlacementSettings;
 use crate::core::Core;
 use crate::survey::Survey;
@@ -41,6 +41,8 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an operator that only moves a leader may take.
 const TRANSFER_MS_MAX: u64 = 15_000;
+/// How long a shard is left alone whose operator somebody has canceled.
+const CANCELED_REST_MS: u64 = 60_000;
 /// How long a shard whose operator was given up is left alone.
 const REST_MS: u64 = 5_000;
 /// How long a shard is left alone for which a step was found impossible.
@@ -53,8 +55,10 @@ struct Scheduler {
     observer: Observer,
     /// The operators that are seen to, by shard and number.
     tasks: BTreeMap<(ShardId, u64), JoinHandle<()>>,
-    /// Shards for which a step was found impossible since the last plan.
-    hopeless: Arc<Mutex<BTreeSet<ShardId>>>,
+    /// The operators that were under way at the last look, by shard and number.
+    known: BTreeSet<(ShardId, u64)>,
+    /// How operators ended since then.
+    ends: Arc<Ends>,
     rounds: u64,
 }
 
@@ -79,7 +83,8 @@ impl Scheduler {
             settings,
             observer,
             tasks: BTreeMap::new(),
-            hopeless: Arc::default(),
+            known: BTreeSet::new(),
+            ends: Arc::default(),
             rounds: 0,
         }
     }
@@ -102,7 +107,9 @@ impl Scheduler {
             tracing::info!(%node_id, ?state, "a node moves on");
             self.propose(CatalogCommand::SetNodeState { node_id, state }).await;
         }
+        self.end_maintenance(now).await;
         let catalog = self.core.catalog();
+        self.leave_alone_what_was_canceled(&catalog, now);
         self.give_up_hopeless(&catalog, now).await;
         self.see_to_operators(&catalog);
         if catalog.scheduler.is_paused || !self.observer.has_listened(now) {
@@ -114,7 +121,7 @@ impl Scheduler {
     }
 
     fn plan(&mut self, survey: &Survey, catalog: &CatalogState, now: Timestamp) -> Vec<Operator> {
-        for shard_id in std::mem::take(&mut *self.hopeless.lock()) {
+        for shard_id in std::mem::take(&mut *self.ends.hopeless.lock()) {
             let until = Timestamp(now.0.saturating_add(IMPOSSIBLE_REST_MS));
             self.observer.rest(shard_id, until);
         }
@@ -131,22 +138,48 @@ impl Scheduler {
     }
 
     async fn start(&self, operators: Vec<Operator>, now: Timestamp) {
-        let is_short = |operator: &Operator| {
-            operator.steps.iter().all(|step| matches!(step, Step::TransferLeader(_)))
-        };
-        let (short, long): (Vec<Operator>, Vec<Operator>) =
-            operators.into_iter().partition(is_short);
-        let kinds = [(short, TRANSFER_MS_MAX), (long, self.settings.operator_ms_max)];
-        for (operators, ms_max) in kinds {
-            if operators.is_empty() {
-                continue;
-            }
+        let mut by_time: BTreeMap<u64, Vec<Operator>> = BTreeMap::new();
+        for operator in operators {
+            let ms_max = ms_max(&operator.steps, &self.settings);
+            by_time.entry(ms_max).or_default().push(operator);
+        }
+        for (ms_max, operators) in by_time {
             for operator in &operators {
                 tracing::info!(%operator, "planned");
             }
             let deadline = Timestamp(now.0.saturating_add(ms_max));
             self.propose(CatalogCommand::StartOperators { operators, deadline }).await;
         }
+    }
+
+    /// Nodes whose maintenance is over serve again.
+    async fn end_maintenance(&self, now: Timestamp) {
+        for node in self.core.catalog().nodes.values() {
+            let is_over = node.maintenance_until.is_some_and(|until| until <= now);
+            if is_over && node.wish == Wish::Drain {
+                tracing::info!(node_id = %node.node_id, "its maintenance is over");
+                let command = CatalogCommand::SetNodeWish {
+                    node_id: node.node_id,
+                    wish: Wish::Serve,
+                    maintenance_until: None,
+                };
+                self.propose(command).await;
+            }
+        }
+    }
+
+    /// What somebody has canceled is not planned again at once.
+    fn leave_alone_what_was_canceled(&mut self, catalog: &CatalogState, now: Timestamp) {
+        let under_way = numbers(catalog);
+        let ended = std::mem::take(&mut *self.ends.ended.lock());
+        let gone = self.known.difference(&under_way).filter(|key| !ended.contains(*key));
+        for (shard_id, _) in gone {
+            let until = Timestamp(now.0.saturating_add(CANCELED_REST_MS));
+            self.observer.rest(*shard_id, until);
+        }
+        // One that is being ended may be in the catalog still.
+        self.ends.ended.lock().extend(ended.intersection(&under_way));
+        self.known = under_way;
     }
 
     /// Gives up operators whose time is up or whose newcomer is away.
@@ -172,17 +205,14 @@ impl Scheduler {
     async fn finish(&mut self, record: &OperatorRecord, now: Timestamp) {
         let shard_id = record.operator.shard_id;
         self.observer.rest(shard_id, Timestamp(now.0.saturating_add(REST_MS)));
+        self.ends.ended.lock().insert((shard_id, record.number));
         let command = CatalogCommand::FinishOperator { shard_id, number: record.number };
         self.propose(command).await;
     }
 
     /// Has a task for each operator under way, and none else.
     fn see_to_operators(&mut self, catalog: &CatalogState) {
-        let under_way: BTreeSet<(ShardId, u64)> = catalog
-            .operators
-            .values()
-            .map(|record| (record.operator.shard_id, record.number))
-            .collect();
+        let under_way = numbers(catalog);
         self.tasks.retain(|key, task| {
             let stays = under_way.contains(key) && !task.is_finished();
             if !stays {
@@ -192,10 +222,10 @@ impl Scheduler {
         });
         for record in catalog.operators.values() {
             let key = (record.operator.shard_id, record.number);
-            let (core, hopeless) = (Arc::clone(&self.core), Arc::clone(&self.hopeless));
-            self.tasks.entry(key).or_insert_with(|| {
-                tokio::spawn(operate::see_through(core, record.clone(), hopeless))
-            });
+            let (core, ends) = (Arc::clone(&self.core), Arc::clone(&self.ends));
+            self.tasks
+                .entry(key)
+                .or_insert_with(|| tokio::spawn(operate::see_through(core, record.clone(), ends)));
         }
     }
 
@@ -208,6 +238,18 @@ impl Scheduler {
             Err(error) => tracing::warn!(%error, "the catalog did not take what was decided"),
         }
     }
+}
+
+/// How long an operator with these steps may take, in milliseconds.
+pub(crate) fn ms_max(steps: &[Step], settings: &PlacementSettings) -> u64 {
+    let is_short = steps.iter().all(|step| matches!(step, Step::TransferLeader(_)));
+    if is_short { TRANSFER_MS_MAX } else { settings.operator_ms_max }
+}
+
+/// The operators under way, by shard and number.
+fn numbers(catalog: &CatalogState) -> BTreeSet<(ShardId, u64)> {
+    let operators = catalog.operators.values();
+    operators.map(|record| (record.operator.shard_id, record.number)).collect()
 }
 
 /// Whether the newcomers of an operator vote already: then it only cleans up.

@@ -415,7 +415,8 @@ async fn start(
         live_voters: live.count(),
     };
     let now = call.core.clock.wall();
-    let deadline = Timestamp(now.0.saturating_add(call.core.placement.operator_ms_max));
+    let ms_max = crate::scheduler::ms_max(&operator.steps, &call.core.placement);
+    let deadline = Timestamp(now.0.saturating_add(ms_max));
     let command = CatalogCommand::StartOperators { operators: vec![operator], deadline };
     let outcome = propose(call, command).await?;
     if outcome == (CatalogOutcome::OperatorsStarted { shards: vec![shard.shard_id] }) {

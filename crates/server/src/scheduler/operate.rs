@@ -66,19 +66,24 @@ pub struct Steps {
     running: Mutex<BTreeMap<(ShardId, u64), Standing>>,
 }
 
+/// How operators ended since the last look.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Shards for which a step was found impossible.
+    pub(super) hopeless: Mutex<BTreeSet<ShardId>>,
+    /// Operators that were ended by who saw to them: all others were canceled.
+    pub(super) ended: Mutex<BTreeSet<(ShardId, u64)>>,
+}
+
 /// Counts an operator that has come to an end.
 pub(super) fn count(record: &OperatorRecord, result: &'static str) {
     let reason = record.operator.reason.name();
     counter!(name::OPERATORS_TOTAL, "reason" => reason, "result" => result).increment(1);
 }
 
-/// Sees to it that an operator comes to its end, and takes it out of the catalog then. A shard whose
-/// operator proves impossible is noted in `hopeless`, before another can be planned for it.
-pub(super) async fn see_through(
-    core: Arc<Core>,
-    record: OperatorRecord,
-    hopeless: Arc<Mutex<BTreeSet<ShardId>>>,
-) {
+/// Sees to it that an operator comes to its end, and takes it out of the catalog then. How it
+/// ended is noted in `ends` before another can be planned for the shard.
+pub(super) async fn see_through(core: Arc<Core>, record: OperatorRecord, ends: Arc<Ends>) {
     let shard = record.operator.shard_id;
     let mut hint = None;
     let mut said = String::new();
@@ -102,7 +107,7 @@ pub(super) async fn see_through(
             Some(Standing::Impossible { why }) => {
                 tracing::warn!(operator = %record.operator, why, "given up: it cannot be done");
                 count(&record, "impossible");
-                hopeless.lock().insert(shard);
+                ends.hopeless.lock().insert(shard);
                 break;
             }
             Some(Standing::NotLeader { leader }) => {
@@ -121,6 +126,7 @@ pub(super) async fn see_through(
         }
         tokio::time::sleep(ASK_INTERVAL).await;
     }
+    ends.ended.lock().insert((shard, record.number));
     let command = CatalogCommand::FinishOperator { shard_id: shard, number: record.number };
     if let Err(error) = core.host.propose_catalog(command, PROPOSE_TIMEOUT).await {
         // The next look finds it under way still and asks again.
@@ -193,7 +199,7 @@ impl Core {
         }
         let step = record.operator.steps.get(position).map(ToString::to_string);
         let what = step.unwrap_or_default();
-        match next_move(&record, position, &now) {
+        match next_move(&record, position, &now, |node| self.host.may_lead(node)) {
             Move::Change(change) => self.take_step(&replica, &record, change),
             Move::Split => self.take_split(&record),
             Move::Merge(target) => self.take_merge(&record, target),
@@ -300,15 +306,21 @@ enum Move {
     Wait,
 }
 
-fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
-    let change = match record.operator.steps.get(position) {
+fn next_move(
+    record: &OperatorRecord,
+    position: usize,
+    now: &ShardNow,
+    may_lead: impl Fn(NodeId) -> bool,
+) -> Move {
+    let steps = &record.operator.steps;
+    let change = match steps.get(position) {
         Some(Step::AddLearner(node)) => {
             let replica_id = record.replica_id(position);
             MemberChange::AddLearner { node: *node, replica_id }
         }
         Some(Step::ChangeVoters { remove, .. }) if remove.contains(&now.leader) => {
             // The lead may have come here since the plan was made; only who stays takes others out.
-            match heir(now, remove) {
+            match heir(now, remove, &may_lead) {
                 Some(node) => MemberChange::TransferLeader { node },
                 None => return Move::Wait,
             }
@@ -318,7 +330,15 @@ fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
         }
         Some(Step::LeaveJoint) => MemberChange::LeaveJoint,
         Some(Step::RemoveReplica(node)) => MemberChange::RemoveLearner { node: *node },
-        Some(Step::TransferLeader(node)) => MemberChange::TransferLeader { node: *node },
+        Some(Step::TransferLeader(node)) => {
+            // Where it only has to leave those that go, another one does as well.
+            let is_ready = now.caught_up.contains(node) && may_lead(*node);
+            let is_means = position + 1 < steps.len();
+            let other = (is_means && !is_ready)
+                .then(|| heir(now, &leaving(steps, position), &may_lead))
+                .flatten();
+            MemberChange::TransferLeader { node: other.unwrap_or(*node) }
+        }
         Some(Step::WaitCaughtUp(_)) | None => return Move::Wait,
         Some(Step::Split) => return Move::Split,
         Some(Step::MergeInto(target)) => return Move::Merge(*target),
@@ -326,11 +346,27 @@ fn next_move(record: &OperatorRecord, position: usize, now: &ShardNow) -> Move {
     Move::Change(change)
 }
 
-/// A voter that stays and is close enough to lead.
-fn heir(now: &ShardNow, remove: &[NodeId]) -> Option<NodeId> {
+/// Whose votes the steps after one take away.
+fn leaving(steps: &[Step], position: usize) -> Vec<NodeId> {
+    let later = steps.iter().skip(position + 1);
+    let removed = later.filter_map(|step| match step {
+        Step::ChangeVoters { remove, .. } => Some(remove.iter().copied()),
+        Step::AddLearner(_)
+        | Step::WaitCaughtUp(_)
+        | Step::LeaveJoint
+        | Step::RemoveReplica(_)
+        | Step::TransferLeader(_)
+        | Step::Split
+        | Step::MergeInto(_) => None,
+    });
+    removed.flatten().collect()
+}
+
+/// A voter that stays, is close enough to lead, and may.
+fn heir(now: &ShardNow, remove: &[NodeId], may_lead: &impl Fn(NodeId) -> bool) -> Option<NodeId> {
     let voters = now.members.iter().filter(|(_, role)| *role == ReplicaRole::Voter);
     let mut nodes = voters.map(|(node, _)| *node);
-    nodes.find(|node| !remove.contains(node) && now.caught_up.contains(node))
+    nodes.find(|node| !remove.contains(node) && now.caught_up.contains(node) && may_lead(*node))
 }
 
 #[cfg(test)]
@@ -353,7 +389,7 @@ mod tests {
         };
         let (start_time, deadline) = (Timestamp(0), Timestamp(1));
         let record = OperatorRecord { number: 1, operator, start_time, deadline };
-        let next = |leader, caught_up: &[NodeId]| {
+        let next_of = |record: &OperatorRecord, leader, caught_up: &[NodeId], silent: &[NodeId]| {
             let now = ShardNow {
                 members: [n1, n2, n3]
                     .map(|node| (node, ReplicaRole::Voter))
@@ -364,16 +400,31 @@ mod tests {
                 leader,
                 caught_up: caught_up.iter().copied().collect(),
             };
-            match next_move(&record, 0, &now) {
+            match next_move(record, 0, &now, |node| !silent.contains(&node)) {
                 Move::Change(change) => Some(format!("{change:?}")),
                 Move::Split | Move::Merge(_) | Move::Wait => None,
             }
         };
+        let next = |leader, caught_up: &[NodeId]| next_of(&record, leader, caught_up, &[]);
         let change = |change: MemberChange| Some(format!("{change:?}"));
         let leave = || MemberChange::ChangeVoters { add: vec![n4], remove: vec![n1] };
         assert_eq!(next(n2, &[n1, n3, n4]), change(leave()));
         // Not to the newcomer, which does not vote yet, nor to one that lags.
         assert_eq!(next(n1, &[n3, n4]), change(MemberChange::TransferLeader { node: n3 }));
         assert_eq!(next(n1, &[n4]), None);
+        // A voter of a shard at rest has everything even if it is dead.
+        let to = |node| change(MemberChange::TransferLeader { node });
+        assert_eq!(next_of(&record, n1, &[n2, n3, n4], &[n2]), to(n3));
+        // The heir of the plan is dead: another one does, unless it was the aim.
+        let leave_by = |steps: Vec<Step>| {
+            let operator = Operator { steps, ..record.operator.clone() };
+            OperatorRecord { operator, ..record.clone() }
+        };
+        let last = Step::ChangeVoters { add: vec![n4], remove: vec![n1] };
+        let means = leave_by(vec![Step::TransferLeader(n2), last]);
+        assert_eq!(next_of(&means, n1, &[n2, n3], &[n2]), to(n3));
+        assert_eq!(next_of(&means, n1, &[n2, n3], &[]), to(n2));
+        let aim = leave_by(vec![Step::TransferLeader(n2)]);
+        assert_eq!(next_of(&aim, n1, &[n2, n3], &[n2]), to(n2));
     }
 }

@@ -14,6 +14,10 @@ use crate::config::PlacementSettings;
 use crate::report::{NodeReport, ReplicaReport};
 use crate::survey::{ShardSurvey, Survey};
 
+/// Bytes that a byte of rows takes on disk: 3.5 were measured, log and state engine together
+/// (docs/measurements.md).
+const DISK_BYTES_PER_ROW_BYTE: u64 = 4;
+
 /// What the planner knows; `seen` is what was seen of the shards over time.
 pub fn cluster_view(
     survey: &Survey,
@@ -65,10 +69,16 @@ fn node_status(
                 .filter(|trouble| matches!(trouble, Trouble::DiskStalled | Trouble::ClockOff));
             slow.next().is_some()
         }),
-        capacity_bytes: report
-            .map_or(0, |report| report.disk_bytes.saturating_add(report.disk_bytes_free)),
+        capacity_bytes: report.map_or(0, capacity_bytes),
         load_max: settings.load_max,
     }
+}
+
+/// Bytes of rows that a node's disk can hold: what shards are measured in. What it has already, and
+/// what its free space is good for.
+fn capacity_bytes(report: &NodeReport) -> u64 {
+    let rows: u64 = report.replicas.values().map(|replica| replica.bytes).sum();
+    rows.saturating_add(report.disk_bytes_free / DISK_BYTES_PER_ROW_BYTE)
 }
 
 fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast, absent_ms: u64) -> ShardStatus {

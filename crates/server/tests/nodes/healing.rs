@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anchorhold_model::catalog::NodeState;
 use anchorhold_model::{NodeId, ShardId};
-use anchorhold_proto::admin_v1::{DecommissionNodeRequest, ExplainNodeRequest};
+use anchorhold_proto::admin_v1::{
+    DecommissionNodeRequest, ExplainNodeRequest, MaintainNodeRequest,
+};
 use anchorhold_proto::v1;
 use anchorhold_server::NodeConfig;
 use anchorhold_storage::fs::RealFs;
@@ -365,6 +367,24 @@ async fn a_node_whose_state_and_one_snapshot_file_are_damaged_starts_and_is_whol
     .await;
     cluster.wait_healthy().await;
     check_that_the_last_votes(cluster, &key, ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_maintenance_is_over_serves_again() {
+    let mut cluster = Cluster::start_with(3, impatient).await;
+    let node_id = id_of(&cluster, 2);
+    let duration = Some(prost_types::Duration { seconds: 3, nanos: 0 });
+    let request = MaintainNodeRequest { node_id: node_id.0, duration };
+    cluster.placement(0).maintain_node(request).await.unwrap();
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    for state in [NodeState::Draining, NodeState::Up] {
+        eventually(&format!("it is {state:?}"), || async {
+            (core.catalog().nodes[&node_id].state == state).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(core.catalog().nodes[&node_id].maintenance_until, None);
+    cluster.stop_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
