@@ -237,6 +237,7 @@ impl Core {
             after: None,
             limit: 1,
             read: ReadSpec { level: ReadLevel::Linearizable, session: SessionToken::default() },
+            passes_over: false,
         };
         let page = self.page(&query, deadline).await;
         match page.failure {

@@ -329,6 +329,7 @@ async fn list(
         after: spec.page_token.map(|token| Key(token.after)),
         limit: spec.page_size,
         read: spec.read,
+        passes_over: false,
     };
     let page = call.core.page(&query, &call.deadline).await;
     let next = match (page.next, page.failure) {

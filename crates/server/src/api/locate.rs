@@ -146,6 +146,7 @@ async fn by_region(
         // One more than asked for tells whether there are more.
         limit: spec.limit + 1,
         read: spec.read,
+        passes_over: true,
     };
     let ranges = query.ranges();
     let mut page = call.core.page(&query, &call.deadline).await;
@@ -155,7 +156,8 @@ async fn by_region(
         let distance_m = center.map(|center| anchor.pose.position().distance_m(center));
         (distance_m, anchor)
     });
-    let unanswered = page.failure.map(|(range, failure)| {
+    let unanswered = page.passed_over.into_iter().chain(page.failure);
+    let unanswered = unanswered.map(|(range, failure)| {
         let table = call.core.routes.table();
         let shard = table.of_key(range.start).map_or(ShardId::CATALOG, |shard| shard.shard_id);
         Unanswered { range, shard, failure }
@@ -164,7 +166,7 @@ async fn by_region(
         anchors: measured.collect(),
         contributions: page.contributions,
         asked: page.asked,
-        unanswered: unanswered.into_iter().collect(),
+        unanswered: unanswered.collect(),
         truncated,
         ids_not_found: Vec::new(),
         ranges,

@@ -29,6 +29,9 @@ pub struct PageQuery {
     pub limit: usize,
     /// How to read.
     pub read: ReadSpec,
+    /// Whether to go on behind a shard that does not answer. A listing by page cannot: it would not
+    /// come back to what it passed over.
+    pub passes_over: bool,
 }
 
 /// A part of a listing.
@@ -44,6 +47,8 @@ pub struct Page {
     pub asked: u32,
     /// What could not be seen, if the listing had to stop there.
     pub failure: Option<(KeyRange, Failure)>,
+    /// The keys of shards that did not answer and were passed over.
+    pub passed_over: Vec<(KeyRange, Failure)>,
 }
 
 impl PageQuery {
@@ -57,9 +62,7 @@ impl PageQuery {
         };
         let Some(after) = self.after else { return ranges };
         let Some(first) = after.next() else { return Vec::new() };
-        let rest = KeyRange { start: first, end: None };
-        let left = ranges.into_iter().map(|range| range.intersect(&rest));
-        left.filter(|range| !range.is_empty()).collect()
+        from(&ranges, first)
     }
 }
 
@@ -94,7 +97,8 @@ pub(super) fn ranges_of_region(account: AccountNumber, region: &RegionSpec) -> V
 
 impl Core {
     /// Lists anchors, shard after shard, until the page is full or the ranges are exhausted. A
-    /// shard that does not answer ends the page; what was found before is kept.
+    /// shard that does not answer ends the page, unless it may be passed over; what was found before
+    /// is kept.
     pub async fn page(&self, query: &PageQuery, deadline: &Deadline) -> Page {
         let mut page = Page::default();
         let mut ranges = query.ranges();
@@ -105,7 +109,10 @@ impl Core {
                 page.next = page.anchors.last().map(|anchor| anchor.id.key());
                 return page;
             }
-            match self.page_step(query, &ranges, &mut page, deadline).await {
+            // Who goes on behind a silent shard needs time for the others.
+            let share = query.passes_over.then(|| self.deadline(deadline.remaining() / 2));
+            let until = share.as_ref().unwrap_or(deadline);
+            match self.page_step(query, &ranges, &mut page, until).await {
                 Ok(rest) => ranges = rest,
                 Err(Asked::Moved) if routings < ROUTINGS_MAX => routings += 1,
                 Err(Asked::Moved) => {
@@ -114,8 +121,15 @@ impl Core {
                     return page;
                 }
                 Err(Asked::Failed(failure)) => {
-                    page.failure = Some((first, failure));
-                    return page;
+                    let table = self.routes.table();
+                    let silent = table.of_key(first.start).map(|shard| shard.range);
+                    let Some(silent) = silent.filter(|_| query.passes_over) else {
+                        page.failure = Some((first, failure));
+                        return page;
+                    };
+                    page.passed_over.push((silent, failure));
+                    let Some(end) = silent.end else { return page };
+                    ranges = from(&ranges, end);
                 }
             }
         }
@@ -153,13 +167,13 @@ impl Core {
         };
         page.anchors.extend(anchors);
         page.contributions.note(served);
-        let from = match (next, shard.range.end) {
-            (Some(next), _) => next,
-            (None, Some(end)) => end,
-            (None, None) => return Ok(Vec::new()),
-        };
-        let rest = KeyRange { start: from, end: None };
-        let left = ranges.iter().map(|range| range.intersect(&rest));
-        Ok(left.filter(|range| !range.is_empty()).collect())
+        Ok(next.or(shard.range.end).map_or_else(Vec::new, |start| from(ranges, start)))
     }
+}
+
+/// What is left of ranges from a key on.
+fn from(ranges: &[KeyRange], start: Key) -> Vec<KeyRange> {
+    let rest = KeyRange { start, end: None };
+    let left = ranges.iter().map(|range| range.intersect(&rest));
+    left.filter(|range| !range.is_empty()).collect()
 }

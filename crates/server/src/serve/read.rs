@@ -112,6 +112,7 @@ impl Core {
         let mut searches = 0;
         loop {
             let view = self.view(replica, &query.read, deadline).await?;
+            let viewed = self.clock.monotonic();
             let index = self.indexes.shard(replica.shard_id()).ok_or(ShardError::Behind)?;
             let (revision, shard_time) = (view.shard.revision, view.shard.shard_time);
             if !index.reach(revision, shard_time, deadline.remaining()).await {
@@ -120,17 +121,23 @@ impl Core {
             let mut sight = self.sight(&view.shard, query.read.level);
             let found = search(replica, &index, query, &mut sight)?;
             searches += 1;
-            if searches < SEARCHES_MAX {
-                if let Some(due) = sight.due {
-                    self.ask_for_tick(replica, due, deadline).await?;
+            if searches < SEARCHES_MAX
+                && let Some(due) = sight.due
+            {
+                self.ask_for_tick(replica, due, deadline).await?;
+                continue;
+            }
+            // Who waited for the index is staler by that.
+            let waited = self.clock.monotonic().saturating_sub(viewed);
+            let staleness = view.staleness.map(|staleness| staleness + waited);
+            if !(found.settled && is_fresh(query.read.level, staleness)) {
+                if searches < SEARCHES_MAX {
                     continue;
                 }
-                if !found.settled {
-                    continue;
-                }
+                return Err(ShardError::Behind);
             }
             let level = query.read.level;
-            let served = self.served(replica, &replica.state(), view.staleness, level);
+            let served = self.served(replica, &replica.state(), staleness, level);
             return Ok(ShardReply::Found { anchors: found.anchors, served });
         }
     }
@@ -167,6 +174,7 @@ impl Core {
     ) -> Result<ReadView, ShardError> {
         let mut view =
             replica.read_barrier(read.level.to_read_level(), deadline.remaining()).await?;
+        let viewed = self.clock.monotonic();
         if let Some(seen) = read.at_least {
             let incarnation = view.shard.descriptor.epoch.incarnation;
             if incarnation < seen.incarnation {
@@ -175,7 +183,11 @@ impl Core {
             if incarnation == seen.incarnation && view.shard.revision < seen.revision {
                 let staleness = view.staleness;
                 view = replica.wait_for_revision(seen.revision, deadline.remaining()).await?;
-                view.staleness = view.staleness.or(staleness);
+                let waited = self.clock.monotonic().saturating_sub(viewed);
+                view.staleness = view.staleness.or(staleness.map(|staleness| staleness + waited));
+                if !is_fresh(read.level, view.staleness) {
+                    return Err(ShardError::Behind);
+                }
             }
         }
         Ok(view)
@@ -209,6 +221,16 @@ impl Core {
         }
         let descriptor = Arc::new(replica.state().descriptor.clone());
         Box::pin(self.ask(&descriptor, request, deadline)).await.map(|_| ())
+    }
+}
+
+/// Whether a state that may be so stale will do.
+fn is_fresh(level: Level, staleness: Option<Duration>) -> bool {
+    match level {
+        Level::BoundedStaleness { staleness_max } => {
+            staleness.is_some_and(|staleness| staleness <= staleness_max)
+        }
+        Level::Linearizable | Level::Local => true,
     }
 }
 

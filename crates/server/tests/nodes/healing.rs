@@ -311,6 +311,25 @@ async fn a_replica_whose_files_are_gone_is_built_again_on_its_node() {
     check_that_the_last_votes(cluster, &key, ids).await;
 }
 
+/// A power loss has cost a node its state, and one block of a shard's snapshot file has rotted.
+pub(crate) fn spoil(dir: &std::path::Path, shard: ShardId) {
+    std::fs::remove_dir_all(dir.join("state")).unwrap();
+    let prefix = format!("{:016x}-", shard.0);
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(dir.join("snapshots")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) && name.ends_with(".snap") {
+            let mut content = std::fs::read(&path).unwrap();
+            let middle = content.len() / 2;
+            content[middle] ^= 0x10;
+            std::fs::write(path, content).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(0 < damaged);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_state_and_one_snapshot_file_are_damaged_starts_and_is_whole_again() {
     // Replicas that are away for long are not what is tested here.
@@ -336,22 +355,7 @@ async fn a_node_whose_state_and_one_snapshot_file_are_damaged_starts_and_is_whol
     };
     let before = core.catalog().shards[&largest].replica_on(hit).unwrap().replica_id;
     cluster.stop(2).await;
-    // A power loss has cost the state, and one block of a file of rows has rotted.
-    std::fs::remove_dir_all(cluster.dir(2).join("state")).unwrap();
-    let prefix = format!("{:016x}-", largest.0);
-    let mut damaged = 0;
-    for entry in std::fs::read_dir(cluster.dir(2).join("snapshots")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with(&prefix) && name.ends_with(".snap") {
-            let mut content = std::fs::read(&path).unwrap();
-            let middle = content.len() / 2;
-            content[middle] ^= 0x10;
-            std::fs::write(path, content).unwrap();
-            damaged += 1;
-        }
-    }
-    assert!(0 < damaged);
+    spoil(cluster.dir(2), largest);
     cluster.restart(2).await;
     let host = cluster.nodes[2].as_ref().unwrap().core().host.clone();
     assert_eq!(host.replicas().len(), 3, "the others are served");

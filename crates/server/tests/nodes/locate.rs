@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster::{Cluster, eventually, geo, request_id};
+use crate::healing::{spoil, write};
 
 const SEED: u64 = 20_261_123;
 
@@ -231,5 +232,50 @@ async fn keys_whose_shard_is_not_known_are_told_and_not_taken_for_empty() {
         assert_eq!(found.anchors[0].anchor.as_ref().unwrap().id, *id);
     }
     drop(core);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_searched_behind_a_shard_that_does_not_answer() {
+    let mut cluster = Cluster::start(1).await;
+    let key = cluster.account("one", 4).await;
+    let ids = write(&cluster, &key, 60, 1).await;
+    let (silent, held) = {
+        let core = cluster.nodes[0].as_ref().unwrap().core();
+        let mut replicas = core.host.replicas();
+        replicas.sort_by_key(|replica| replica.state().descriptor.range.start);
+        let second = &replicas[1];
+        second.renew_snapshot().await;
+        eventually("it has a file of rows", || async {
+            second.status().snapshot_index.filter(|index| 3 < *index)
+        })
+        .await;
+        (second.shard_id(), second.state().anchors)
+    };
+    assert!(0 < held && held < 60, "{held}");
+    cluster.stop(0).await;
+    spoil(cluster.dir(0), silent);
+    cluster.restart(0).await;
+    let everywhere = v1::GeoRectangle {
+        south_deg: -90.0,
+        west_deg: -180.0,
+        north_deg: 90.0,
+        east_deg: 180.0,
+        ..Default::default()
+    };
+    let region = v1::Region { shape: Some(v1::region::Shape::GeoRectangle(everywhere)) };
+    let request = v1::LocateRequest {
+        criterion: Some(v1::locate_request::Criterion::Region(region)),
+        limit: 1_000,
+        ..Default::default()
+    };
+    let found = eventually("the other three shards answer", || async {
+        let found = cluster.locates(0, &key).locate(request.clone()).await.ok()?.into_inner();
+        (found.completeness.as_ref()?.unanswered.len() == 1).then_some(found)
+    })
+    .await;
+    let unanswered = &found.completeness.unwrap().unanswered;
+    assert_eq!(unanswered[0].shard_id, silent.0);
+    assert_eq!(found.anchors.len() as u64 + held, ids.len() as u64);
     cluster.stop_all().await;
 }
