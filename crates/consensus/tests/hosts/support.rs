@@ -406,7 +406,7 @@ impl TestNode {
         let ended = Arc::new(Ended::default());
         let node = registration(zone, &address);
         let (identity, peers, found) = match join_at {
-            None => (founder(7, instance), Vec::new(), Some("test".to_owned())),
+            None => (founder(fresh_cluster_id(), instance), Vec::new(), Some("test".to_owned())),
             Some(at) => {
                 let seams = seams(&disk, ended.clone());
                 let joined = join(&[at.to_owned()], instance, &node, &seams).await.unwrap();
@@ -658,4 +658,10 @@ pub(crate) async fn eventually<T>(what: &'static str, mut poll: impl FnMut() -> 
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Clusters of one test are strangers to each other.
+fn fresh_cluster_id() -> u128 {
+    static NEXT: AtomicU64 = AtomicU64::new(7);
+    u128::from(NEXT.fetch_add(1, Ordering::Relaxed))
 }
