@@ -341,7 +341,8 @@ pub(crate) async fn drain_zone(
     let nodes: Vec<u64> = nodes.iter().filter(is_meant).map(|node| node.node_id).collect();
     if nodes.is_empty() {
         let next = "`anchorhold zone list` shows them";
-        let problem = format!("there is no zone {zone}");
+        let within = region.map_or_else(String::new, |region| format!(" in region {region}"));
+        let problem = format!("there is no zone {zone}{within}");
         return Err(Failure::new(Exit::NotFound, problem, next).into());
     }
     for node_id in nodes {

@@ -267,48 +267,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::survey::tests::{replica, survey};
 
+    /// What node 1 says that has these shards, each at a revision.
     fn report(replicas: &BTreeMap<u64, u64>) -> NodeReport {
         let replicas = replicas.iter().map(|(shard, revision)| {
             let shard = ShardId(*shard);
             let descriptor =
                 ShardDescriptor::found(shard, KeyRange::FULL, DEFAULT_CLASS, &[NodeId(1)]);
-            let replica = ReplicaReport {
-                shard,
-                replica: ReplicaId(1),
-                leads: false,
-                votes: true,
-                stopped: false,
-                lost: false,
-                is_joint: false,
-                load: 0,
-                problem: None,
-                leader: None,
-                term: 1,
-                last_index: None,
-                applied_index: None,
-                matched: Vec::new(),
-                revision: *revision,
-                anchors: 0,
-                bytes: 0,
-                descriptor,
-            };
-            (shard, Arc::new(replica))
+            let found = replica(&descriptor, 1, false);
+            (shard, Arc::new(ReplicaReport { revision: *revision, ..found }))
         });
-        NodeReport {
-            node: NodeId(1),
-            started: Timestamp(0),
-            disk_bytes: 0,
-            disk_bytes_free: 0,
-            ballast_bytes: 0,
-            disk: 0,
-            troubles: Vec::new(),
-            clock_offset_ms: None,
-            damage: Vec::new(),
-            seen: BTreeMap::new(),
-            fsync_p99_micros: None,
-            replicas: replicas.collect(),
-        }
+        let mut said = survey(&[1]).reports.remove(&NodeId(1)).unwrap();
+        said.replicas = replicas.collect();
+        said
     }
 
     #[test]

@@ -171,14 +171,10 @@ impl Scheduler {
     /// What somebody has canceled is not planned again at once.
     fn leave_alone_what_was_canceled(&mut self, catalog: &CatalogState, now: Timestamp) {
         let under_way = numbers(catalog);
-        let ended = std::mem::take(&mut *self.ends.ended.lock());
-        let gone = self.known.difference(&under_way).filter(|key| !ended.contains(*key));
-        for (shard_id, _) in gone {
+        for shard_id in canceled(&self.known, &under_way, &mut self.ends.ended.lock()) {
             let until = Timestamp(now.0.saturating_add(CANCELED_REST_MS));
-            self.observer.rest(*shard_id, until);
+            self.observer.rest(shard_id, until);
         }
-        // One that is being ended may be in the catalog still.
-        self.ends.ended.lock().extend(ended.intersection(&under_way));
         self.known = under_way;
     }
 
@@ -252,6 +248,19 @@ fn numbers(catalog: &CatalogState) -> BTreeSet<(ShardId, u64)> {
     operators.map(|record| (record.operator.shard_id, record.number)).collect()
 }
 
+/// Shards whose operator is gone since the last look, ended by nobody who saw to it. Of those that
+/// were ended, the ones that are in the catalog still are kept.
+fn canceled(
+    known: &BTreeSet<(ShardId, u64)>,
+    under_way: &BTreeSet<(ShardId, u64)>,
+    ended: &mut BTreeSet<(ShardId, u64)>,
+) -> BTreeSet<ShardId> {
+    let gone = known.difference(under_way).filter(|key| !ended.contains(*key));
+    let canceled = gone.map(|(shard_id, _)| *shard_id).collect();
+    ended.retain(|key| under_way.contains(key));
+    canceled
+}
+
 /// Whether the newcomers of an operator vote already: then it only cleans up.
 fn has_joined(catalog: &CatalogState, record: &OperatorRecord) -> bool {
     let Some(shard) = catalog.shards.get(&record.operator.shard_id) else { return false };
@@ -266,5 +275,25 @@ impl Drop for Scheduler {
             task.abort();
         }
         self.core.seen.lock().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_that_nobody_ended_was_canceled() {
+        let of = |keys: &[(u64, u64)]| -> BTreeSet<(ShardId, u64)> {
+            keys.iter().map(|(shard, number)| (ShardId(*shard), *number)).collect()
+        };
+        let known = of(&[(1, 1), (2, 2), (3, 3)]);
+        let mut ended = of(&[(2, 2), (3, 3)]);
+        // 1 was canceled, 2 was ended, 3 is being ended; 1 has another one by now.
+        let under_way = of(&[(1, 4), (3, 3)]);
+        let rested = canceled(&known, &under_way, &mut ended);
+        assert_eq!(rested, BTreeSet::from([ShardId(1)]));
+        assert_eq!(ended, of(&[(3, 3)]));
+        assert!(canceled(&under_way, &of(&[(1, 4)]), &mut ended).is_empty());
     }
 }

@@ -279,7 +279,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    fn replica(descriptor: &ShardDescriptor, node: u64, leads: bool) -> ReplicaReport {
+    pub(crate) fn replica(descriptor: &ShardDescriptor, node: u64, leads: bool) -> ReplicaReport {
         ReplicaReport {
             shard: descriptor.shard_id,
             replica: descriptor

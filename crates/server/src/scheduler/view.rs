@@ -130,3 +130,24 @@ fn shard_status(shard: &ShardSurvey<'_>, seen: ShardPast, absent_ms: u64) -> Sha
 fn past_load(past: ShardPast) -> Option<u64> {
     past.leader.map(|_| past.load_milli.div_ceil(1_000))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use anchorhold_model::NodeId;
+
+    use super::*;
+    use crate::survey::tests::survey;
+
+    #[test]
+    fn a_disk_holds_the_rows_that_it_has_and_those_that_its_free_space_is_good_for() {
+        let mut report = survey(&[1]).reports.remove(&NodeId(1)).unwrap();
+        report.disk_bytes = 700;
+        report.disk_bytes_free = 400;
+        let replica = report.replicas.get_mut(&ShardId(1)).unwrap();
+        Arc::make_mut(replica).bytes = 200;
+        // One byte is the catalog's.
+        assert_eq!(capacity_bytes(&report), 201 + 100);
+    }
+}

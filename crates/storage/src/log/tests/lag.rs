@@ -4,16 +4,21 @@ use super::*;
 use crate::fs::FileSystem as _;
 use crate::log_store::ReadError;
 
-#[test]
-fn a_lagging_group_does_not_keep_the_log_from_shrinking() {
-    let fs = MemoryFs::new();
-    let config = LogConfig {
+/// Live entries are copied forward soon, and read from the disk for that.
+fn crowded() -> LogConfig {
+    LogConfig {
         segment_bytes: 16 << 10,
         disk_bytes_target: 96 << 10,
         copy_bytes_max: 2048,
         recent_bytes_max: 4096,
         ..small()
-    };
+    }
+}
+
+#[test]
+fn a_lagging_group_does_not_keep_the_log_from_shrinking() {
+    let fs = MemoryFs::new();
+    let config = crowded();
     let log = open(&fs, config).unwrap();
     let (lagging, busy) = (group(1), group(2));
     write(&log, append(lagging, 1, 0..40, 300)).unwrap();
@@ -144,13 +149,7 @@ fn spoil(fs: &MemoryFs, entry: &LogEntry) {
 #[test]
 fn a_damaged_entry_pins_the_log_until_its_group_purges_it() {
     let fs = MemoryFs::new();
-    let config = LogConfig {
-        segment_bytes: 16 << 10,
-        disk_bytes_target: 96 << 10,
-        copy_bytes_max: 2048,
-        recent_bytes_max: 1024,
-        ..small()
-    };
+    let config = crowded();
     let log = open(&fs, config).unwrap();
     let (idle, busy) = (group(1), group(2));
     write(&log, append(idle, 1, 0..10, 300)).unwrap();
