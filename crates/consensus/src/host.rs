@@ -141,6 +141,8 @@ pub struct BrokenReplica {
     pub descriptor: ShardDescriptor,
     /// Why.
     pub reason: String,
+    /// Keys whose rows may be its own: more than the shard's if it was being replaced.
+    pub(crate) held: KeyRange,
 }
 
 struct Inner {

@@ -540,6 +540,7 @@ impl Host {
         seams.state.commit(Batch { rows: rows.into() })?;
         self.births().forget(shard);
         self.merges().remains.lock().remove(&shard);
+        self.forget_broken(shard);
         Ok(())
     }
 }

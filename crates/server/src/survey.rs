@@ -237,7 +237,10 @@ impl Survey {
                 shard.descriptor.voters().map(|replica| replica.node_id).collect();
             let left = voters
                 .iter()
-                .filter(|node| !is_lost(node) && shard.replicas.contains_key(node))
+                .filter(|node| {
+                    let replica = shard.replicas.get(node);
+                    !is_lost(node) && replica.is_some_and(|replica| !replica.stopped)
+                })
                 .count();
             voters.len() / 2 < left
         })

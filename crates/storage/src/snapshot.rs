@@ -166,3 +166,21 @@ pub enum SnapshotError {
         digest: SnapshotDigest,
     },
 }
+
+impl SnapshotError {
+    /// Whether the file is of no use, as far as its disk lets it be read. An unreadable sector is no
+    /// better than a rotten one.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => {
+                source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+            }
+            Self::UnknownFormat { .. }
+            | Self::TooLong { .. }
+            | Self::Gap { .. }
+            | Self::NotAnnounced { .. }
+            | Self::Busy { .. } => false,
+        }
+    }
+}

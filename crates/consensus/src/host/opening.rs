@@ -71,7 +71,12 @@ impl Host {
             other.shard_id != shard.shard_id && other.range.overlaps(&shard.range) && counts(other)
         };
         let newborns = self.births().all();
-        if self.inner.broken.lock().values().any(|broken| takes(&broken.descriptor)) {
+        let takes_broken = |broken: &BrokenReplica| {
+            let other = &broken.descriptor;
+            let overlaps = other.range.overlaps(&shard.range) || broken.held.overlaps(&shard.range);
+            other.shard_id != shard.shard_id && overlaps && counts(other)
+        };
+        if self.inner.broken.lock().values().any(takes_broken) {
             return true;
         }
         let replicas = self.inner.replicas.read();
@@ -260,10 +265,10 @@ impl Host {
         };
         let standing = Standing::read(parts, group)?;
         if let Some(reason) = standing.unusable()? {
-            if let Some(descriptor) = standing.descriptor() {
-                self.give_up_on(descriptor, replica_id, reason);
-            }
-            return Ok(());
+            return match standing.descriptor() {
+                Some(descriptor) => self.give_up_on(descriptor, replica_id, reason),
+                None => Ok(()),
+            };
         }
         fence::close_if_forgotten(&parts.seams.log, group).await?;
         let may_found = card.is_some_and(|card| card.may_found);
@@ -272,12 +277,54 @@ impl Host {
 
     /// Notes that a replica here cannot be opened. The node serves all others; who places replicas
     /// hears of it, and has its shard replace it.
-    fn give_up_on(&self, descriptor: &ShardDescriptor, replica_id: ReplicaId, reason: String) {
-        let broken = BrokenReplica { replica_id, descriptor: descriptor.clone(), reason };
-        let shard = descriptor.shard_id;
-        tracing::error!(%shard, replica = %replica_id, reason = broken.reason, "a replica here is lost");
-        self.inner.waiting.lock().remove(&birth::group_of(descriptor));
+    fn give_up_on(
+        &self,
+        descriptor: &ShardDescriptor,
+        replica_id: ReplicaId,
+        reason: String,
+    ) -> Result<(), StateError> {
+        let (shard, group) = (descriptor.shard_id, birth::group_of(descriptor));
+        tracing::error!(%shard, replica = %replica_id, reason, "a replica here is lost");
+        let held = known_range(&self.inner.parts, group)?;
+        let broken = BrokenReplica { replica_id, descriptor: descriptor.clone(), reason, held };
+        self.inner.waiting.lock().remove(&group);
         self.inner.broken.lock().insert(shard, broken);
+        Ok(())
+    }
+
+    /// Gives up on a split's child that has a log, and nothing here that the log begins with or that
+    /// could make it again: it went down with its parent before it had a file, and the parent is gone.
+    pub(super) fn give_up_without_beginning(
+        &self,
+        descriptor: &ShardDescriptor,
+        own: ReplicaId,
+    ) -> Result<(), StateError> {
+        let (shard, group) = (descriptor.shard_id, birth::group_of(descriptor));
+        let card = self.known_card(group);
+        let may_come = self.replica(shard).is_some()
+            || self.is_waiting(group)
+            || self.births().of(shard).is_some()
+            || self.waits_for_parent(group);
+        let is_own = card.is_none_or(|card| !card.is_gone && card.replica_id == own.0);
+        let is_known = self.inner.broken.lock().contains_key(&shard);
+        if may_come || !is_own || is_known || !self.lacks_beginning(group)? {
+            return Ok(());
+        }
+        self.give_up_on(
+            descriptor,
+            own,
+            "it has a log and nothing that the log begins with".to_owned(),
+        )
+    }
+
+    fn lacks_beginning(&self, group: GroupId) -> Result<bool, StateError> {
+        let seams = &self.inner.parts.seams;
+        Ok(seams.log.group(group).is_some_and(|log| log.purged.is_some())
+            && seams.snapshots.latest(group).map_err(damaged)?.is_none())
+    }
+
+    pub(crate) fn forget_broken(&self, shard: ShardId) {
+        self.inner.broken.lock().remove(&shard);
     }
 
     /// Replicas that this node has and cannot open.
@@ -290,16 +337,22 @@ impl Host {
         for BrokenReplica { replica_id, descriptor, .. } in self.broken_replicas() {
             let (shard, group) = (descriptor.shard_id, birth::group_of(&descriptor));
             let is_left_out = catalog.shards.get(&shard).is_some_and(|now| {
-                self.known_card(group).is_some_and(|card| card.is_left_out_by(group, now))
+                now.replica(replica_id).is_none()
+                    && self.card_for(group, replica_id).is_left_out_by(group, now)
             });
             // What another shard takes in stays until that one has settled.
             let is_gone = catalog.removed_shards.contains(&shard)
                 && !catalog.merged_shards.contains_key(&shard);
             if is_left_out || is_gone {
                 let _opening = self.inner.opening.lock().await;
+                if !self.inner.broken.lock().contains_key(&shard) {
+                    continue; // Opened after all, or removed.
+                }
                 tracing::info!(%shard, replica = %replica_id, "removing a lost replica");
                 self.mark_gone(group)?;
                 self.erase_gone(group).await?;
+                // Somebody may have waited for its keys.
+                self.births().changed.notify_one();
             }
         }
         Ok(())
@@ -354,7 +407,10 @@ impl Host {
             Some(parent) => {
                 parent.status().applied_index.is_none_or(|applied| applied < place.index)
             }
-            None => self.is_waiting(parent),
+            None => {
+                let is_newborn = self.births().of(ShardId(place.parent)).is_some();
+                self.is_waiting(parent) || is_newborn || self.waits_for_parent(parent)
+            }
         }
     }
 
@@ -422,15 +478,8 @@ impl Host {
     pub(super) fn may_begin(&self, descriptor: &ShardDescriptor) -> Result<bool, StateError> {
         let (shard, group) = (descriptor.shard_id, birth::group_of(descriptor));
         let seams = &self.inner.parts.seams;
-        if seams.log.group(group).is_some_and(|log| log.purged.is_some())
-            && seams.snapshots.latest(group).map_err(damaged)?.is_none()
-        {
-            if !self.waits_for_parent(group)
-                && let Some(card) = self.known_card(group)
-            {
-                let reason = "it has a log and nothing that the log begins with".to_owned();
-                self.give_up_on(descriptor, ReplicaId(card.replica_id), reason);
-            }
+        if self.lacks_beginning(group)? {
+            tracing::warn!(%shard, "has a log and nothing that it begins with");
             return Ok(false);
         }
         let is_known = self.replica(shard).is_some()

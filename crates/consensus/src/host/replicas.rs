@@ -49,7 +49,7 @@ impl Host {
         may_rest: bool,
     ) -> Result<(), StateError> {
         let replica = Replica::open(&self.inner.parts, group, replica_id, may_rest).await?;
-        self.inner.broken.lock().remove(&ShardId(group.shard));
+        self.forget_broken(ShardId(group.shard));
         self.inner.replicas.write().insert(ShardId(group.shard), replica.clone());
         if may_found {
             tokio::spawn(found_if_nobody_did(replica));
@@ -115,6 +115,10 @@ impl Host {
                 if is_missing() && !is_removed && self.may_begin(descriptor)? {
                     self.found(descriptor, own.replica_id).await?;
                 }
+            } else if is_missing() {
+                let _changing = self.inner.changing.lock().await;
+                let _opening = self.inner.opening.lock().await;
+                self.give_up_without_beginning(descriptor, own.replica_id)?;
             }
         }
         Ok(())
@@ -317,9 +321,13 @@ impl Host {
     /// A replica's card; of one that was made without, or whose card is damaged, one that says that
     /// it is there from the beginning.
     fn card_of(&self, replica: &Replica) -> Card {
-        let known = Card::read(&self.inner.parts.seams.snapshots, replica.group());
+        self.card_for(replica.group(), replica.replica_id())
+    }
+
+    pub(super) fn card_for(&self, group: GroupId, replica_id: ReplicaId) -> Card {
+        let known = Card::read(&self.inner.parts.seams.snapshots, group);
         known.ok().flatten().unwrap_or(Card {
-            replica_id: replica.replica_id().0,
+            replica_id: replica_id.0,
             made_at: Epoch::FIRST.conf_version,
             may_found: false,
             is_gone: false,
@@ -408,7 +416,7 @@ impl Host {
             birth::write(&seams.log, LogWrite::Drop { group }).await?;
         }
         seams.snapshots.remove_group(group).map_err(damaged)?;
-        self.inner.broken.lock().remove(&ShardId(group.shard));
+        self.forget_broken(ShardId(group.shard));
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 use anchorhold_model::{NodeId, ReplicaId, ShardDescriptor, ShardId};
-use anchorhold_storage::snapshot::{SnapshotError, SnapshotFile, verify};
+use anchorhold_storage::snapshot::{SnapshotFile, verify};
 use anchorhold_storage::{GroupId, StateError};
 
 use super::NodeParts;
@@ -55,7 +55,7 @@ impl Standing {
         {
             match verify(&file.path) {
                 Ok(_) => {}
-                Err(error @ SnapshotError::Damaged { .. }) => return Ok(Some(error.to_string())),
+                Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
                 Err(error) => return Err(damaged(error)),
             }
         }

@@ -374,6 +374,58 @@ async fn a_node_whose_state_and_one_snapshot_file_are_damaged_starts_and_is_whol
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_split_s_child_that_nothing_on_its_node_can_make_again_is_replaced_at_once() {
+    let mut cluster = Cluster::start_with(3, |config| {
+        impatient(config);
+        config.placement.absent_ms = 600_000;
+    })
+    .await;
+    let key = cluster.account("one", 1).await;
+    let ids = write(&cluster, &key, 60, 1).await;
+    let core = Arc::clone(cluster.nodes[0].as_ref().unwrap().core());
+    let parent = *core.catalog().shards.keys().next().unwrap();
+    let deadline = core.deadline(std::time::Duration::from_secs(20));
+    core.split_shard(parent, None, None, &deadline).await.unwrap();
+    let hit = id_of(&cluster, 2);
+    let (child, before) = eventually("the child is known", || async {
+        let catalog = core.catalog();
+        let child = catalog.shards.values().find(|shard| shard.shard_id != parent)?;
+        Some((child.shard_id, child.replica_on(hit)?.replica_id))
+    })
+    .await;
+    // Both have files of their own, the parent's one from behind the split.
+    let snapshots = cluster.dir(2).join("snapshots");
+    let files_of = |shard: ShardId| {
+        let prefix = format!("{:016x}-", shard.0);
+        let files = std::fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().path());
+        let is_its = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name.starts_with(&prefix) && name.ends_with(".snap") && !name.contains("none")
+        };
+        files.filter(is_its).collect::<Vec<_>>()
+    };
+    eventually("both have files", || async {
+        (!files_of(child).is_empty() && !files_of(parent).is_empty()).then_some(())
+    })
+    .await;
+    cluster.stop(2).await;
+    std::fs::remove_dir_all(cluster.dir(2).join("state")).unwrap();
+    files_of(child).into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    cluster.restart(2).await;
+    eventually("the child has another replica on the node", || async {
+        let survey = core.survey().await;
+        let shards = survey.shards();
+        let shard = shards.iter().find(|shard| shard.descriptor.shard_id == child)?;
+        let now = shard.descriptor.replica_on(hit)?;
+        (now.replica_id != before && shard.descriptor.voters().count() == 3).then_some(())
+    })
+    .await;
+    cluster.wait_healthy().await;
+    assert!(cluster.nodes[2].as_ref().unwrap().core().host.broken_replicas().is_empty());
+    check_that_the_last_votes(cluster, &key, ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_maintenance_is_over_serves_again() {
     let mut cluster = Cluster::start_with(3, impatient).await;
     let node_id = id_of(&cluster, 2);

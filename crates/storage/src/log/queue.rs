@@ -131,11 +131,16 @@ impl Shared {
     /// Notes what a read has found damaged.
     pub(super) fn noting<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
         if let Err(ReadError::Corrupt { group, index, .. }) = &read {
-            let mut state = self.state.lock();
-            let last = state.damaged.entry(*group).or_default();
-            *last = (*last).max(*index);
+            self.note_damage(*group, *index);
         }
         read
+    }
+
+    /// Notes that an entry cannot be read.
+    pub(super) fn note_damage(&self, group: GroupId, index: u64) {
+        let mut state = self.state.lock();
+        let last = state.damaged.entry(group).or_default();
+        *last = (*last).max(index);
     }
 
     /// Accepts, refuses and queues a change.

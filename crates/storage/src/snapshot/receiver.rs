@@ -114,7 +114,7 @@ impl SnapshotReceiver {
     /// # Errors
     /// [`SnapshotError::Gap`] if bytes are missing: what arrived stays. [`SnapshotError::Damaged`],
     /// [`SnapshotError::UnknownFormat`] or [`SnapshotError::NotAnnounced`] if it is not what it
-    /// should be: it is removed, begin again. [`SnapshotError::Io`]; if the disk did not take it, it is
+    /// should be: it is removed, begin again. [`SnapshotError::Io`]; if it cannot be synced it is
     /// removed too.
     pub fn finish(self) -> Result<SnapshotFile, SnapshotError> {
         if !self.is_complete() {

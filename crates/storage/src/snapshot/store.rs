@@ -118,7 +118,7 @@ impl SnapshotStore {
     /// Verifies a complete file that lies on the same file system and moves it here.
     ///
     /// # Errors
-    /// As [`super::verify`]; the file stays where it was then.
+    /// As [`super::verify`]; the file stays where it was then. It is removed if it cannot be synced.
     pub fn adopt(&self, path: &Path) -> Result<SnapshotFile, SnapshotError> {
         let found = reader::verify(path)?;
         let file = File::open(path).map_err(|source| self.io(path, source))?;
@@ -262,22 +262,19 @@ pub(super) fn take_over(
     found: SnapshotFile,
 ) -> Result<SnapshotFile, SnapshotError> {
     let path = directory.path().join(file_name(&found.header));
-    let mut at = &found.path;
-    let mut take_over = || {
-        file.sync_all()?;
+    if let Err(source) = file.sync_all() {
+        // It may have dropped pages that memory still shows: nobody goes on with this file.
+        drop(durable::remove_if_present(&found.path));
+        return Err(SnapshotError::Io { path: found.path, source });
+    }
+    let take_over = || {
         let _staying = directory.stays();
         fs::rename(&found.path, &path)?;
-        at = &path;
         directory.note(&path);
         durable::sync_dir(directory.path())
     };
     match take_over() {
         Ok(()) => Ok(SnapshotFile { path, ..found }),
-        Err(source) => {
-            // A failed sync may have dropped what memory still shows: nobody goes on with this file.
-            drop(durable::remove_if_present(at));
-            directory.forget(at);
-            Err(SnapshotError::Io { path, source })
-        }
+        Err(source) => Err(SnapshotError::Io { path, source }),
     }
 }

@@ -197,11 +197,12 @@ impl Writer {
         drop(state);
         let content = match content {
             Some(content) => content,
-            None => match self.shared.noting(read_entry(group, position, &segment, offset, length))
-            {
+            None => match read_entry(group, position, &segment, offset, length) {
                 Ok(content) => content,
                 Err(error) => {
                     tracing::error!(%error, ?group, index, "an entry cannot be copied forward");
+                    // An unreadable sector pins the log as a rotten one does.
+                    self.shared.note_damage(group, index);
                     return None;
                 }
             },
