@@ -87,6 +87,8 @@ pub(crate) struct Fitness {
 #[derive(Default)]
 struct State {
     disk: DiskState,
+    /// As [`Fitness::spare_bytes`] says.
+    spare_bytes: u64,
     /// Monotonic time of the last moment of a stall.
     stalled_at: Option<Duration>,
     is_clock_off: bool,
@@ -117,8 +119,15 @@ impl Fitness {
         }
     }
 
-    pub(crate) fn set_disk(&self, disk: DiskState) {
-        self.state.lock().disk = disk;
+    pub(crate) fn set_disk(&self, disk: DiskState, spare_bytes: u64) {
+        let mut state = self.state.lock();
+        state.disk = disk;
+        state.spare_bytes = spare_bytes;
+    }
+
+    /// Bytes that this node may write before its disk is full.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.state.lock().spare_bytes
     }
 
     /// Notes whether the node is to lead nothing for now.
@@ -327,10 +336,10 @@ mod tests {
     fn a_full_disk_is_told_to_the_others() {
         let (fitness, _) = fitness();
         assert!(fitness.vitals().is_fit);
-        fitness.set_disk(DiskState::AlmostFull);
+        fitness.set_disk(DiskState::AlmostFull, 1);
         assert!(!fitness.vitals().is_fit);
         assert_eq!(fitness.report().troubles, [Trouble::DiskAlmostFull]);
-        fitness.set_disk(DiskState::Full);
+        fitness.set_disk(DiskState::Full, 0);
         assert_eq!(fitness.vitals().disk, DiskState::Full.number());
     }
 }

@@ -305,9 +305,10 @@ impl Host {
         &self.inner.told
     }
 
-    /// Notes how full this node's disk is; its replicas act on it at once.
-    pub fn set_disk_state(&self, disk: DiskState) {
-        self.fitness().set_disk(disk);
+    /// Notes how full this node's disk is, and how many bytes it may write before it is full; its
+    /// replicas act on it at once.
+    pub fn set_disk_state(&self, disk: DiskState, spare_bytes: u64) {
+        self.fitness().set_disk(disk, spare_bytes);
     }
 
     /// How this node is.

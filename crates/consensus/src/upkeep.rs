@@ -13,8 +13,8 @@ use crate::snapshot::Purpose;
 /// A snapshot that makes fewer entries than this superfluous is not worth its cost.
 const LARGE_ENTRIES_MIN: u64 = 8;
 
-/// Bytes from which on a group's log is too large where the disk has little room left: what fills it
-/// may be the log.
+/// Bytes that a snapshot must give back where the disk has little room left: what fills it may be the
+/// logs.
 const SCARCE_BYTES: u64 = 1 << 20;
 
 /// Makes a checkpoint of the state now and then, and starts snapshots of the groups whose logs have
@@ -49,10 +49,6 @@ pub(crate) async fn keep(host: Host) {
         // A snapshot stands beside the one before it until it is whole.
         let builds_max = if disk == DiskState::Full { 0 } else { config.snapshot_builds_max };
         let mut free = builds_max.saturating_sub(building.count());
-        let large_bytes = match disk {
-            DiskState::Normal => config.snapshot_log_bytes,
-            DiskState::AlmostFull | DiskState::Full => config.snapshot_log_bytes.min(SCARCE_BYTES),
-        };
         let damaged = host.parts().seams.log.damaged_groups();
         for replica in replicas {
             let log_bytes = host.parts().seams.log.group_bytes(replica.group());
@@ -60,9 +56,13 @@ pub(crate) async fn keep(host: Host) {
             let is_damaged = damaged.contains(&replica.group());
             replica.set_log_full(config.shard_log_bytes_max <= log_bytes);
             let (births, shard) = (host.births(), replica.shard_id());
+            let is_large = match disk {
+                DiskState::Normal => config.snapshot_log_bytes <= log_bytes,
+                DiskState::AlmostFull | DiskState::Full => gives_room(&host, &replica, log_bytes),
+            };
             let wish = Wish {
                 entries: if is_damaged { 1 } else { config.snapshot_entries },
-                is_large: is_damaged || large_bytes <= log_bytes,
+                is_large: is_damaged || is_large,
                 may_build: 0 < free && !births.is_parent(shard),
             };
             // A newborn's first file frees its parent, whose next one drops what is the child's.
@@ -76,6 +76,16 @@ pub(crate) async fn keep(host: Host) {
             }
         }
     }
+}
+
+/// Whether a snapshot and the purge that follows leave more room on the disk than before, and the
+/// disk has the room that the new file takes until then.
+fn gives_room(host: &Host, replica: &Replica, log_bytes: u64) -> bool {
+    let before = host.parts().seams.snapshots.latest(replica.group());
+    let before = before.ok().flatten().map_or(0, |file| file.bytes);
+    let taken = replica.state().bytes;
+    taken < host.fitness().spare_bytes()
+        && taken.saturating_add(SCARCE_BYTES) <= log_bytes.saturating_add(before)
 }
 
 /// When a replica's log is to be made shorter.

@@ -128,12 +128,18 @@ impl Disk {
         *state
     }
 
+    /// Looks at the disk once and tells the host.
+    pub fn tell(&self, host: &Host) {
+        let disk = self.look();
+        host.set_disk_state(disk, self.free_bytes().saturating_sub(self.config.full_bytes));
+    }
+
     /// Looks at the disk for ever and tells the host.
     pub async fn watch(self: Arc<Self>, host: Host, offload: Arc<dyn Offload>) {
         loop {
             tokio::time::sleep(Duration::from_millis(self.config.check_interval_ms)).await;
             let (disk, host) = (Arc::clone(&self), host.clone());
-            offload.spawn(Box::new(move || host.set_disk_state(disk.look()))).await;
+            offload.spawn(Box::new(move || disk.tell(&host))).await;
         }
     }
 

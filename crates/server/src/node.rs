@@ -201,7 +201,7 @@ impl Node {
         };
         let listener = Arc::clone(&indexes) as Arc<dyn anchorhold_consensus::Listener>;
         let host = Host::start(start, consensus_seams, listener, Arc::new(calls.clone())).await?;
-        host.set_disk_state(disk.look());
+        disk.tell(&host);
         let core = Arc::new(Core::new(CoreParts {
             host,
             indexes,

@@ -294,7 +294,7 @@ impl Core {
         let mut released = Ok(0);
         self.offload.in_place(&mut || {
             released = self.disk.release_ballast().map_err(|error| error.to_string());
-            self.host.set_disk_state(self.disk.look());
+            self.disk.tell(&self.host);
         });
         released
     }

@@ -214,8 +214,9 @@ async fn small_disks_run_full_and_nothing_is_lost_and_service_comes_back_by_itse
 }
 
 /// A bound on the data directory stands for a small disk: what the processes may take is counted,
-/// and nothing has to be mounted.
-const BOUNDED: &str = "[disk]\nbytes_max = 83886080\nalmost_full_bytes = 31457280\n\
+/// and nothing has to be mounted. What the state has not cleared up yet fits between the two
+/// thresholds.
+const BOUNDED: &str = "[disk]\nbytes_max = 109051904\nalmost_full_bytes = 50331648\n\
                        full_bytes = 8388608\nballast_bytes = 8388608\ncheck_interval_ms = 50\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +248,7 @@ async fn a_bound_on_the_directory_refuses_data_and_frees_it_again_when_it_is_rai
 
     // More room, and everything is as before.
     let file = cluster.data_dir().parent().unwrap().join("node.toml");
-    std::fs::write(&file, BOUNDED.replace("83886080", "838860800")).unwrap();
+    std::fs::write(&file, BOUNDED.replace("109051904", "1090519040")).unwrap();
     restart_all(&mut cluster).await;
     cluster.wait_ready(&[0, 1, 2]).await.unwrap();
     wait_for_disks(&cluster, admin_v1::DiskState::Normal).await;

@@ -51,7 +51,7 @@ async fn leaders_leave_a_disk_that_is_almost_full_and_writes_go_on_elsewhere() {
     let shard = cluster.create_account("a", Vec::new()).await[0];
     cluster.write(shard, 1).await;
     let leader = cluster.leader_of(shard).await;
-    cluster.nodes[leader].host().set_disk_state(DiskState::AlmostFull);
+    cluster.nodes[leader].host().set_disk_state(DiskState::AlmostFull, u64::MAX);
     let next = cluster.led_by_another(shard, leader).await;
     let id = cluster.write(shard, 2).await;
     // It still follows.
@@ -72,13 +72,13 @@ async fn without_room_for_a_quorum_data_is_refused_and_deletes_work_until_there_
     for (number, state) in
         [(0, DiskState::AlmostFull), (1, DiskState::Full), (2, DiskState::AlmostFull)]
     {
-        cluster.nodes[number].host().set_disk_state(state);
+        cluster.nodes[number].host().set_disk_state(state, u64::MAX);
     }
     wait_refused(&cluster, shard).await;
     let outcome = eventually_written(&cluster, shard, Write::Delete { id, if_version: None }).await;
     assert!(matches!(outcome, Outcome::Deleted { .. }), "{outcome:?}");
     for node in &cluster.nodes {
-        node.host().set_disk_state(DiskState::Normal);
+        node.host().set_disk_state(DiskState::Normal, u64::MAX);
     }
     let again = eventually_written(&cluster, shard, Write::Create(Box::new(anchor(2)))).await;
     assert!(matches!(again, Outcome::Written { .. }), "{again:?}");
@@ -103,7 +103,7 @@ async fn a_full_node_stores_nothing_that_others_can_and_catches_up_by_itself() {
     let shard = cluster.create_account("a", Vec::new()).await[0];
     cluster.write(shard, 1).await;
     let full = (cluster.leader_of(shard).await + 1) % 3;
-    cluster.nodes[full].host().set_disk_state(DiskState::Full);
+    cluster.nodes[full].host().set_disk_state(DiskState::Full, 0);
     let replica = cluster.nodes[full].host().replica(shard).unwrap();
     // From some moment on, its log does not grow any more.
     let mut number = 100;
@@ -120,7 +120,7 @@ async fn a_full_node_stores_nothing_that_others_can_and_catches_up_by_itself() {
         }
     };
     tokio::time::timeout(PATIENCE, stands_still).await.expect("it goes on storing");
-    cluster.nodes[full].host().set_disk_state(DiskState::Normal);
+    cluster.nodes[full].host().set_disk_state(DiskState::Normal, u64::MAX);
     let last = anchor(number - 1).id;
     eventually("it has caught up", || replica.anchor(last).unwrap()).await;
 }

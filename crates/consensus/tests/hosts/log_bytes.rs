@@ -18,6 +18,9 @@ const FILLING_BYTES: usize = 3_900;
 /// So many anchors are well beyond the bound.
 const ANCHORS: u64 = 2 * BYTES_MAX / FILLING_BYTES as u64;
 
+/// What a snapshot on a disk with little room has to give back at least.
+const SCARCE_BYTES: u64 = 1 << 20;
+
 /// A shard's log is never made shorter for the number of its entries.
 fn no_bounds() -> ConsensusConfig {
     ConsensusConfig {
@@ -82,14 +85,36 @@ async fn a_log_of_many_bytes_is_purged_on_every_node_however_few_its_entries_are
 async fn a_disk_with_little_room_gets_that_of_logs_back_which_are_not_large_otherwise() {
     let cluster = TestCluster::start_with(1, no_bounds()).await;
     let shard = cluster.create_account("a", Vec::new()).await[0];
-    for item in 0..(1 << 20) / FILLING_BYTES as u64 + 10 {
+    let items = SCARCE_BYTES / FILLING_BYTES as u64 + 10;
+    for item in 0..items {
         create(&cluster, shard, item).await.unwrap();
     }
     let node = &cluster.nodes[0];
+    let (host, all) = (node.host(), log_bytes(node, shard));
+    assert!(SCARCE_BYTES < all);
+    host.set_disk_state(DiskState::AlmostFull, u64::MAX);
+    stays_as_long(node, shard, "a file as large as the log that it shortens gives nothing back")
+        .await;
+
+    host.set_disk_state(DiskState::Normal, u64::MAX);
+    for item in 0..items {
+        let id = anchor(item).id;
+        let delete = Write::Delete { id, if_version: None };
+        try_write(&cluster, shard, u128::from(items + item), delete).await.unwrap();
+    }
+    stays_as_long(node, shard, "nothing makes it shorter while there is room").await;
+    let rows = host.replica(shard).unwrap().state().bytes;
+    host.set_disk_state(DiskState::AlmostFull, rows);
+    stays_as_long(node, shard, "the file would fill the disk").await;
+    host.set_disk_state(DiskState::AlmostFull, rows + 1);
+    eventually("its log is short", || (log_bytes(node, shard) < SCARCE_BYTES).then_some(())).await;
+}
+
+/// Checks that a shard's log is no shorter some rounds of upkeep later.
+async fn stays_as_long(node: &TestNode, shard: ShardId, why: &str) {
+    let before = log_bytes(node, shard);
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(1 << 20 < log_bytes(node, shard), "nothing makes it shorter while there is room");
-    node.host().set_disk_state(DiskState::AlmostFull);
-    eventually("its log is short", || (log_bytes(node, shard) < 1 << 20).then_some(())).await;
+    assert!(before <= log_bytes(node, shard), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
