@@ -305,9 +305,12 @@ impl Host {
             || self.is_waiting(group)
             || self.births().of(shard).is_some()
             || self.waits_for_parent(group);
+        // The catalog hears of a merge after the replicas have taken it.
+        let has_ended = self.merges().is_ended(shard)
+            || self.is_taken_by(descriptor, |other| other.supersedes(descriptor));
         let is_own = card.is_none_or(|card| !card.is_gone && card.replica_id == own.0);
         let is_known = self.inner.broken.lock().contains_key(&shard);
-        if may_come || !is_own || is_known || !self.lacks_beginning(group)? {
+        if may_come || has_ended || !is_own || is_known || !self.lacks_beginning(group)? {
             return Ok(());
         }
         self.give_up_on(
@@ -332,7 +335,8 @@ impl Host {
         self.inner.broken.lock().values().cloned().collect()
     }
 
-    /// Removes broken replicas of shards that are gone or have removed them.
+    /// Removes broken replicas of shards that are gone or have removed them, and forgets those whose
+    /// keys have become the keys of another replica here.
     pub(super) async fn remove_broken(&self, catalog: &CatalogState) -> Result<(), StateError> {
         for BrokenReplica { replica_id, descriptor, .. } in self.broken_replicas() {
             let (shard, group) = (descriptor.shard_id, birth::group_of(&descriptor));
@@ -340,6 +344,11 @@ impl Host {
                 now.replica(replica_id).is_none()
                     && self.card_for(group, replica_id).is_left_out_by(group, now)
             });
+            if self.replicas().iter().any(|one| one.state().descriptor.supersedes(&descriptor)) {
+                self.forget_broken(shard);
+                self.births().changed.notify_one();
+                continue;
+            }
             // What another shard takes in stays until that one has settled.
             let is_gone = catalog.removed_shards.contains(&shard)
                 && !catalog.merged_shards.contains_key(&shard);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anchorhold_consensus::{MergeError, ProposeError};
+use anchorhold_consensus::{ConsensusConfig, MergeError, ProposeError};
 use anchorhold_model::{
     Command, Frozen, Key, KeyRange, MergeStep, Merged, Merging, OperationId, Outcome, Rejection,
     RequestId, ShardDescriptor, ShardId, Write,
@@ -136,6 +136,29 @@ async fn shards_merge_under_writes_and_nothing_acknowledged_is_lost() {
         (is_known && catalog.shards_overlapping(whole).count() == 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_without_a_file_of_its_own_is_not_taken_for_lost_when_it_ends() {
+    // Nobody makes a file: a split's child begins with its parent's rows for as long as it lives.
+    let config = ConsensusConfig { checkpoint_interval_ms: 600_000, ..busy() };
+    let cluster = TestCluster::start_with(3, config).await;
+    let target = cluster.create_account("young", Vec::new()).await[0];
+    load(&cluster, 0, 60).await;
+    for round in 0..8 {
+        let source = split(&cluster, target, 1 + round).await;
+        merge(&cluster, target, source, 100 + round).await;
+        for node in &cluster.nodes {
+            let catalog = || node.host().catalog().borrow().clone();
+            eventually("the node knows what became of the source", || {
+                assert!(node.host().broken_replicas().is_empty());
+                let is_ended = node.host().replica(source).is_none();
+                (is_ended && catalog().removed_shards.contains(&source)).then_some(())
+            })
+            .await;
+            assert!(node.host().broken_replicas().is_empty());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
