@@ -255,7 +255,7 @@ pub(crate) async fn lay_out(
         Ok(count) => eprintln!("laid out over {count} shards"),
         Err(error) if error.reason() == Some(Reason::AccountNotEmpty) => {
             if wanted.is_some() {
-                eprintln!("--shards has no effect: the account holds anchors already");
+                eprintln!("--shards has no effect: {}", error.message());
             }
         }
         Err(error) => return Err(error.into()),

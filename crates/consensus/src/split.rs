@@ -113,7 +113,7 @@ impl Host {
             Outcome::Written { .. }
             | Outcome::Deleted { .. }
             | Outcome::Ticked
-            | Outcome::Retired
+            | Outcome::Retired { .. }
             | Outcome::Swept { .. }
             | Outcome::SplitPrepared
             | Outcome::Merged(_)

@@ -28,6 +28,7 @@ pub use record::{
 };
 pub use state::CatalogState;
 
+use self::shard::Layout;
 use crate::{ClassId, RequestId, Stamp, Timestamp};
 
 /// How long the outcome of a request is kept, in milliseconds of catalog time.
@@ -180,8 +181,9 @@ impl Draft<'_> {
             CatalogCommand::AddKey { account, key, .. } => self.add_key(*account, key, false),
             CatalogCommand::RotateKey { account, key, .. } => self.add_key(*account, key, true),
             CatalogCommand::RevokeKey { account, key_id, .. } => self.revoke_key(*account, key_id),
-            CatalogCommand::LayOut { account, replaces, cuts, placements, .. } => {
-                self.lay_out(cluster_epoch, *account, replaces, cuts, placements)
+            CatalogCommand::LayOut { account, replaces, retired_at, cuts, placements, .. } => {
+                let layout = Layout { cuts, placements, founded_at: *retired_at };
+                self.lay_out(cluster_epoch, *account, replaces, layout)
             }
             CatalogCommand::UpdateShard { descriptor } => self.update_shard(descriptor),
             CatalogCommand::ReserveShard { .. } => Ok(self.reserve_shard(cluster_epoch)),

@@ -191,7 +191,10 @@ pub enum Outcome {
     /// Shard time moved on.
     Ticked,
     /// The shard takes no write any more.
-    Retired,
+    Retired {
+        /// Its last revision.
+        revision: u64,
+    },
     /// Rows were erased.
     Swept {
         /// Anchors erased.
@@ -240,10 +243,12 @@ pub enum Rejection {
     },
     /// The shard was retired: the account is being laid out anew, retry soon.
     Retired,
-    /// The shard holds anchors and cannot be retired.
+    /// The shard holds something and cannot be retired.
     NotEmpty {
-        /// How many.
+        /// Anchors.
         anchors: u64,
+        /// Dedup entries: whoever retries one of these must still get its outcome.
+        operations: u64,
     },
     /// The new pose is farther from the home cell than an anchor may drift.
     DriftTooFar {

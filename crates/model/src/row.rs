@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The format that is written.
-pub const FORMAT_VERSION: u8 = 3;
+pub const FORMAT_VERSION: u8 = 4;
 
 /// Length of an anchor's row key.
 pub const ANCHOR_KEY_LENGTH: usize = 17;

@@ -70,6 +70,8 @@ pub struct ShardDescriptor {
     pub next_replica: u64,
     /// Version of all of the above.
     pub epoch: Epoch,
+    /// Revision that it was founded at: its keys had no greater one before.
+    pub founded_at: u64,
 }
 
 /// The replicated state of a shard beside its records.
@@ -237,7 +239,8 @@ impl Epoch {
 }
 
 impl ShardDescriptor {
-    /// A shard as it is founded: every node gets a voter, in this order of replica ids.
+    /// A shard as it is founded where no shard was before: every node gets a voter, in this order of
+    /// replica ids.
     pub fn found(shard_id: ShardId, range: KeyRange, class: ClassId, voters: &[NodeId]) -> Self {
         let replicas = (1..).zip(voters).map(|(counter, node_id)| Replica {
             replica_id: ReplicaId::new(1, counter),
@@ -246,7 +249,7 @@ impl ShardDescriptor {
         });
         let replicas: Vec<Replica> = replicas.collect();
         let next_replica = replicas.len() as u64 + 1;
-        Self { shard_id, range, class, replicas, next_replica, epoch: Epoch::FIRST }
+        Self { shard_id, range, class, replicas, next_replica, epoch: Epoch::FIRST, founded_at: 0 }
     }
 
     /// Both sides of a split at a key within the range: this shard with what lies before it, and a
@@ -272,6 +275,7 @@ impl ShardDescriptor {
             next_replica: replicas.len() as u64 + 1,
             replicas,
             epoch: Epoch { incarnation, version, conf_version: 1 },
+            founded_at: self.founded_at,
         };
         (parent, child)
     }
@@ -328,8 +332,8 @@ impl ShardState {
     /// The state of a shard that holds nothing yet.
     pub fn new(descriptor: ShardDescriptor) -> Self {
         Self {
+            revision: descriptor.founded_at,
             descriptor,
-            revision: 0,
             shard_time: Timestamp(0),
             anchors: 0,
             bytes: 0,

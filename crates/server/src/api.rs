@@ -357,7 +357,15 @@ pub fn refused(rejection: &Rejection) -> Failure {
             Failure::new(Reason::SplitImpossible, "the shard cannot be split at this key")
         }
         // Import into another account, or without a new layout.
-        Rejection::NotEmpty { anchors } => Failure::new(
+        Rejection::NotEmpty { anchors: 0, operations: _ } => Failure::new(
+            Reason::AccountNotEmpty,
+            format!(
+                "the account was written to within the last {} minutes, and retries of that must be \
+                 answered: it can be laid out after that time",
+                anchorhold_model::apply::OPERATION_KEEP_MS / 60_000
+            ),
+        ),
+        Rejection::NotEmpty { anchors, operations: _ } => Failure::new(
             Reason::AccountNotEmpty,
             format!(
                 "a shard of the account holds {anchors} anchors: only an empty one can be laid out"

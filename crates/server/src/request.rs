@@ -22,7 +22,7 @@ use crate::report::{ReportDifference, ReportMark};
 use crate::scheduler::operate::Standing;
 
 /// Version of this module's encoding.
-pub const FORMAT_VERSION: u8 = 7;
+pub const FORMAT_VERSION: u8 = 8;
 
 /// A question to another node.
 #[derive(Clone, Debug, Serialize, Deserialize)]

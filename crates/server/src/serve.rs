@@ -358,7 +358,7 @@ fn revision_of(outcome: &Outcome) -> Option<u64> {
     match outcome {
         Outcome::Written { version, .. } | Outcome::Deleted { version } => Some(version.revision),
         Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Split { .. }

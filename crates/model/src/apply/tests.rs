@@ -23,20 +23,27 @@ fn pose(pose: Pose) -> AnchorPatch {
 }
 
 #[test]
-fn a_retired_shard_takes_no_write_but_answers_retries() {
+fn a_shard_is_retired_when_nobody_can_retry_what_it_held() {
     let mut shard = MemoryShard::new();
     let kept = create(0);
     let first = shard.run(100, 1, kept.clone());
-    assert_eq!(
-        shard.run(100, 2, Write::Retire),
-        Outcome::Rejected(Rejection::NotEmpty { anchors: 1 })
-    );
+    let not_empty =
+        |anchors, operations| Outcome::Rejected(Rejection::NotEmpty { anchors, operations });
+    assert_eq!(shard.run(100, 2, Write::Retire), not_empty(1, 0));
     shard.run(100, 3, delete(0));
-    assert_eq!(shard.run(100, 4, Write::Retire), Outcome::Retired);
-    assert_eq!(shard.run(100, 5, Write::Retire), Outcome::Retired);
-    let late = shard.run(100, 6, create(2));
-    assert_eq!(late, Outcome::Rejected(Rejection::Retired));
+    // A retry of the create that comes late would bring the anchor back in the next shard.
+    assert_eq!(shard.run(100, 4, Write::Retire), not_empty(0, 2));
     assert_eq!(revision(&shard.run(100, 1, kept)), revision(&first));
+    let later = 100 + OPERATION_KEEP_MS + 1;
+    shard.run(later, 5, Write::Tick);
+    let operations = vec![(anchor(0).id, operation(1)), (anchor(0).id, operation(3))];
+    let swept = shard.run(later, 6, Write::Sweep { anchors: Vec::new(), operations });
+    assert!(matches!(swept, Outcome::Swept { operations: 2, .. }), "{swept:?}");
+    let retired = Outcome::Retired { revision: shard.state.revision };
+    assert_eq!(shard.run(later, 7, Write::Retire), retired);
+    assert_eq!(shard.run(later, 8, Write::Retire), retired);
+    let late = shard.run(later, 9, create(2));
+    assert_eq!(late, Outcome::Rejected(Rejection::Retired));
     assert!(shard.state.retired);
 }
 
@@ -48,7 +55,7 @@ fn revision(outcome: &Outcome) -> u64 {
     match outcome {
         Outcome::Written { version, .. } | Outcome::Deleted { version } => version.revision,
         Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Merged(_)

@@ -82,20 +82,27 @@ impl<R: Records> Overlay<'_, R> {
     }
 
     /// Closes an empty shard for good. Decided here, in the log's order: whatever was written
-    /// before keeps the shard open, whatever comes after is refused.
+    /// before keeps the shard open, whatever comes after is refused. A create that was delayed until
+    /// its anchor was deleted would take effect in the shard that comes next, which knows nothing of
+    /// it: so dedup entries keep the shard open, too.
     fn retire(&mut self, command: &Command) -> Outcome {
         let shard = self.shard();
         if !command.epoch.routes_to(shard.descriptor.epoch) {
             return self.stale_epoch();
         }
-        if 0 < shard.anchors {
-            return Outcome::Rejected(Rejection::NotEmpty { anchors: shard.anchors });
+        let revision = shard.revision;
+        if shard.retired {
+            return Outcome::Retired { revision };
+        }
+        let (anchors, operations) = (shard.anchors, shard.operations);
+        if 0 < anchors + operations {
+            return Outcome::Rejected(Rejection::NotEmpty { anchors, operations });
         }
         if shard.merging.is_some() {
             return Outcome::Rejected(Rejection::Merging);
         }
         self.set_retired();
-        Outcome::Retired
+        Outcome::Retired { revision }
     }
 
     /// Answers an operation that has taken effect before, with the anchor as it is now.
@@ -115,7 +122,7 @@ impl<R: Records> Overlay<'_, R> {
             }
             outcome @ (Outcome::Deleted { .. }
             | Outcome::Ticked
-            | Outcome::Retired
+            | Outcome::Retired { .. }
             | Outcome::Swept { .. }
             | Outcome::SplitPrepared
             | Outcome::Split { .. }
@@ -268,7 +275,7 @@ fn without_anchor(outcome: &Outcome) -> Outcome {
         }
         Outcome::Deleted { .. }
         | Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Merged(_)

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use super::shard::Layout;
 use super::{
     ACCOUNT_BLOCK, ACCOUNT_KEYS_MAX, AccountRecord, AccountState, ApiKey, CatalogChange,
     CatalogOutcome, CatalogRejection, ClassRecord, Draft, check_name,
@@ -28,7 +29,8 @@ impl Draft<'_> {
             return Err(CatalogRejection::InvalidKeyId);
         }
         let account = self.take_account_number(class)?;
-        let shards = self.found_shards(cluster_epoch, account, class, cuts, placements)?;
+        let layout = Layout { cuts, placements, founded_at: 0 };
+        let shards = self.found_shards(cluster_epoch, account, class, layout)?;
         let create_time = self.time;
         self.changes.push(CatalogChange::Account(AccountRecord {
             account,

@@ -135,6 +135,9 @@ pub enum CatalogCommand {
         /// The account's present shards, all of them, at the epoch where the proposer saw them
         /// empty.
         replaces: Vec<(ShardId, Epoch)>,
+        /// The greatest revision at which one of them was retired: the new ones go on from there, so
+        /// that what clients have seen of the old ones stays in their past.
+        retired_at: u64,
         /// As for `CreateAccount`.
         cuts: Vec<Key>,
         /// As for `CreateAccount`.

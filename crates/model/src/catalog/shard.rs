@@ -5,14 +5,24 @@ use crate::{
     AccountNumber, ClassId, Epoch, Key, KeyRange, NodeId, ShardDescriptor, ShardId, id::rebase_key,
 };
 
+/// How an account's keys become shards.
+#[derive(Clone, Copy)]
+pub(super) struct Layout<'a> {
+    /// Keys between the shards, rising.
+    pub(super) cuts: &'a [Key],
+    /// The voters of each shard, one more than cuts.
+    pub(super) placements: &'a [Vec<NodeId>],
+    /// No key of the account had a greater revision before.
+    pub(super) founded_at: u64,
+}
+
 impl Draft<'_> {
     pub(super) fn lay_out(
         &mut self,
         cluster_epoch: u16,
         account: AccountNumber,
         replaces: &[(ShardId, Epoch)],
-        cuts: &[Key],
-        placements: &[Vec<NodeId>],
+        layout: Layout<'_>,
     ) -> Result<CatalogOutcome, CatalogRejection> {
         let class = self.account(account)?.class;
         let whole = KeyRange::of_account(account);
@@ -28,7 +38,7 @@ impl Draft<'_> {
         let idle = current.iter().filter(|one| self.state.operators.contains_key(&one.shard_id));
         let idle = idle.map(|shard| CatalogChange::OperatorFinished(shard.shard_id));
         self.changes.extend(removed.chain(idle));
-        let shards = self.found_shards(cluster_epoch, account, class, cuts, placements)?;
+        let shards = self.found_shards(cluster_epoch, account, class, layout)?;
         Ok(CatalogOutcome::LaidOut { shards })
     }
 
@@ -38,9 +48,9 @@ impl Draft<'_> {
         cluster_epoch: u16,
         account: AccountNumber,
         class: ClassId,
-        cuts: &[Key],
-        placements: &[Vec<NodeId>],
+        layout: Layout<'_>,
     ) -> Result<Vec<ShardId>, CatalogRejection> {
+        let Layout { cuts, placements, founded_at } = layout;
         let ranges = cut_ranges(account, cuts)?;
         if ranges.len() != placements.len() {
             let reason = format!("{} shards, {} placements", ranges.len(), placements.len());
@@ -51,7 +61,10 @@ impl Draft<'_> {
             self.check_voters(voters)?;
             let shard_id = ShardId::new(cluster_epoch, self.counters.next_shard);
             self.counters.next_shard += 1;
-            let descriptor = ShardDescriptor::found(shard_id, range, class, voters);
+            let descriptor = ShardDescriptor {
+                founded_at,
+                ..ShardDescriptor::found(shard_id, range, class, voters)
+            };
             self.changes.push(CatalogChange::Shard(descriptor));
             shards.push(shard_id);
         }

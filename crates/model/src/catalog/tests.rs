@@ -287,6 +287,7 @@ fn empty_account_is_laid_out_anew_and_its_old_shards_never_return() {
         request_id: RequestId(2),
         account,
         replaces,
+        retired_at: 7,
         cuts: vec![cut(0x40)],
         placements: vec![vec![node(2)], vec![node(3)]],
     };
@@ -298,6 +299,9 @@ fn empty_account_is_laid_out_anew_and_its_old_shards_never_return() {
     let outcome = run(&mut state, lay_out(vec![(old[0], descriptor.epoch)]));
     let CatalogOutcome::LaidOut { shards } = outcome else { panic!("{outcome:?}") };
     assert_eq!(state.shards_of(account).map(|s| s.shard_id).collect::<Vec<_>>(), shards);
+    // What clients have seen of the old one stays in their past.
+    let first = |shard: &ShardDescriptor| crate::ShardState::new(shard.clone()).revision;
+    assert!(state.shards_of(account).all(|shard| first(shard) == 7));
     assert!(state.removed_shards.contains(&old[0]));
     let update = CatalogCommand::UpdateShard { descriptor: Box::new(descriptor) };
     let gone = CatalogRejection::ShardRemoved { shard_id: old[0] };
@@ -519,7 +523,7 @@ fn any_command() -> impl Strategy<Value = CatalogCommand> {
         }),
         3 => (request(), account(), replaces, layout()).prop_map(
             |(request_id, account, replaces, (cuts, placements))| CatalogCommand::LayOut {
-                request_id, account, replaces, cuts, placements,
+                request_id, account, replaces, retired_at: 0, cuts, placements,
             }
         ),
         2 => descriptor.prop_map(|descriptor| CatalogCommand::UpdateShard {

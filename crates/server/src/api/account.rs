@@ -314,11 +314,13 @@ async fn lay_out(
         return Err(Failure::new(Reason::AccountNotEmpty, message));
     }
     let placements = placements(&call.core.host, &catalog, class, cuts.len() + 1)?;
+    let mut retired_at = 0;
     for shard in &current {
-        retire(&call, shard).await?;
+        retired_at = retire(&call, shard).await?.max(retired_at);
     }
     let replaces = current.iter().map(|shard| (shard.shard_id, shard.epoch)).collect();
-    let command = CatalogCommand::LayOut { request_id, account, replaces, cuts, placements };
+    let command =
+        CatalogCommand::LayOut { request_id, account, replaces, retired_at, cuts, placements };
     let CatalogOutcome::LaidOut { shards } = propose(&call, command).await? else {
         return Err(unexpected());
     };
@@ -329,8 +331,8 @@ async fn lay_out(
 
 /// Closes an empty shard to writes before its layout is replaced: without this, a write that is
 /// acknowledged meanwhile would be lost with the shard. If the node ends after it, the shard stays
-/// closed until the account is laid out again.
-async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<(), Failure> {
+/// closed until the account is laid out again. Gives its last revision.
+async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<u64, Failure> {
     let operation = OperationId { request_id: RequestId(call.core.random()), item: 0 };
     let command = Command { operation, epoch: shard.epoch, write: Write::Retire };
     let request = ShardRequest::Write { commands: vec![command] };
@@ -338,7 +340,7 @@ async fn retire(call: &Call, shard: &ShardDescriptor) -> Result<(), Failure> {
     let reply = call.core.ask(&shard, request, &call.deadline).await;
     match reply.map_err(|error| call.core.failure(&error, None))? {
         ShardReply::Written { outcomes, .. } => match outcomes.first() {
-            Some(Outcome::Retired) => Ok(()),
+            Some(Outcome::Retired { revision }) => Ok(*revision),
             Some(Outcome::Rejected(rejection)) => Err(super::refused(rejection)),
             Some(_) | None => Err(unexpected()),
         },

@@ -199,7 +199,7 @@ fn created(id: Key, outcome: Result<Outcome, Failure>) -> Result<v1::Anchor, Fai
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
         Outcome::Deleted { .. }
         | Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Merged(_)
@@ -262,7 +262,7 @@ async fn update(
         Outcome::Rejected(rejection) => return Err(refused(&rejection)),
         Outcome::Deleted { .. }
         | Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Merged(_)
@@ -295,7 +295,7 @@ async fn delete(
         Outcome::Rejected(rejection) => Err(refused(&rejection)),
         Outcome::Written { .. }
         | Outcome::Ticked
-        | Outcome::Retired
+        | Outcome::Retired { .. }
         | Outcome::Swept { .. }
         | Outcome::SplitPrepared
         | Outcome::Merged(_)

@@ -2,7 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use anchorhold_consensus::Clock;
+use anchorhold_model::Timestamp;
 
 use anchorhold_proto::admin_v1::account_service_client::AccountServiceClient;
 use anchorhold_proto::admin_v1::cluster_service_client::ClusterServiceClient;
@@ -22,6 +27,22 @@ use tonic::{Request, Status};
 const PATIENCE: Duration = Duration::from_secs(60);
 const ADMIN_KEY: &str = "aha_0123456789abcdef0123";
 
+/// The machine's clocks, its wall clock so many milliseconds ahead.
+struct AheadClock {
+    real: Arc<dyn Clock>,
+    ahead_ms: Arc<AtomicU64>,
+}
+
+impl Clock for AheadClock {
+    fn wall(&self) -> Timestamp {
+        Timestamp(self.real.wall().0 + self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.real.monotonic()
+    }
+}
+
 /// A node on threads of its own: what it leaves behind when it stops, such as the connections that
 /// its peers keep open, ends with them.
 pub(crate) struct Running {
@@ -30,11 +51,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    async fn build(config: NodeConfig) -> Result<Self, NodeError> {
+    async fn build(config: NodeConfig, ahead_ms: &Arc<AtomicU64>) -> Result<Self, NodeError> {
         let threads =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let mut running = Self { node: None, runtime: Some(threads.unwrap()) };
-        let build = Node::build(config, NodeSeams::real());
+        let mut seams = NodeSeams::real();
+        seams.clock = Arc::new(AheadClock { real: seams.clock, ahead_ms: Arc::clone(ahead_ms) });
+        let build = Node::build(config, seams);
         let built = running.runtime.as_ref().unwrap().spawn(build).await.unwrap();
         running.node = Some(built?);
         Ok(running)
@@ -66,6 +89,8 @@ pub(crate) struct Cluster {
     dirs: Vec<TempDir>,
     addresses: Vec<Addresses>,
     zones: Vec<usize>,
+    /// By how many milliseconds all nodes' wall clocks are ahead of the machine's.
+    ahead_ms: Arc<AtomicU64>,
     change: Box<dyn Fn(&mut NodeConfig) + Send + Sync>,
 }
 
@@ -140,6 +165,7 @@ impl Cluster {
             dirs: Vec::new(),
             addresses: Vec::new(),
             zones: Vec::new(),
+            ahead_ms: Arc::default(),
             change,
         };
         for zone in zones {
@@ -158,11 +184,17 @@ impl Cluster {
             None => config.bootstrap = Some("test".to_owned()),
             Some(first) => config.join = vec![first.addresses().peer.to_string()],
         }
-        let node = Running::build(config).await.unwrap();
+        let node = Running::build(config, &self.ahead_ms).await.unwrap();
         self.addresses.push(node.addresses());
         self.nodes.push(Some(node));
         self.dirs.push(dir);
         self.zones.push(zone);
+    }
+
+    /// Sets the wall clocks of all nodes forward.
+    pub(crate) fn pass(&self, time: Duration) {
+        let time_ms = u64::try_from(time.as_millis()).unwrap();
+        self.ahead_ms.fetch_add(time_ms, Ordering::Relaxed);
     }
 
     /// Where a node keeps everything.
@@ -247,8 +279,9 @@ impl Cluster {
             config.peer_address = self.addresses[node].peer;
             // As whoever wrote down once how it is started.
             config.bootstrap = (node == 0).then(|| "test".to_owned());
+            let ahead_ms = Arc::clone(&self.ahead_ms);
             async move {
-                match Running::build(config).await {
+                match Running::build(config, &ahead_ms).await {
                     Ok(node) => Some(node),
                     Err(NodeError::Listen { .. }) => None,
                     Err(NodeError::Store { store: "log", reason }) if reason.contains("in use") => {

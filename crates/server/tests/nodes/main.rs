@@ -5,6 +5,7 @@
 mod cluster;
 mod access;
 mod healing;
+mod layouts;
 mod anchors;
 mod locate;
 mod merging;
