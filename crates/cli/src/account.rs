@@ -1,6 +1,7 @@
 //! `anchorhold account create|list` and `anchorhold account key create|rotate|revoke`.
 
 use anchorhold_client::{AdminClient, admin_v1};
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -174,7 +175,9 @@ async fn number(admin: &AdminClient, account: &str) -> anyhow::Result<u32> {
     }
     let by_name = admin_v1::get_account_request::Account::Name(account.to_owned());
     let request = admin_v1::GetAccountRequest { account: Some(by_name) };
-    Ok(admin.get_account(request).await?.account.unwrap_or_default().number)
+    let reply = admin.get_account(request).await;
+    let reply = reply.with_context(|| format!("cannot use account {account}"))?;
+    Ok(reply.account.unwrap_or_default().number)
 }
 
 impl From<admin_v1::Account> for AccountView {

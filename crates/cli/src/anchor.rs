@@ -1,6 +1,7 @@
 //! `anchorhold anchor put|get|list|rm`.
 
 use anchorhold_client::v1;
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -218,7 +219,8 @@ async fn get(context: &Context, ids: Vec<String>, level: ReadLevel) -> anyhow::R
     let client = context.client().await?;
     if let [id] = ids.as_slice() {
         let request = v1::GetAnchorRequest { id: id.clone(), read: Some(level.to_wire()) };
-        let anchor = client.get_anchor(request).await?.anchor.unwrap_or_default();
+        let reply = client.get_anchor(request).await;
+        let anchor = reply.with_context(|| format!("cannot show {id}"))?.anchor.unwrap_or_default();
         return show(context, &[AnchorRecord::from(anchor)], true);
     }
     let request = v1::BatchGetAnchorsRequest { ids, read: Some(level.to_wire()) };
@@ -281,7 +283,7 @@ async fn remove(context: &Context, ids: Vec<String>, etag: Option<String>) -> an
     for id in ids {
         let etag = etag.clone().unwrap_or_default();
         let request = v1::DeleteAnchorRequest { id: id.clone(), etag, request_id: String::new() };
-        client.delete_anchor(request).await?;
+        client.delete_anchor(request).await.with_context(|| format!("cannot remove {id}"))?;
         eprintln!("removed {id}");
     }
     Ok(())

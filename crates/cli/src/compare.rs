@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, thousands};
-use crate::placing;
+use crate::shard;
 
 /// What to do about replicas that differ.
 const NEXT: &str = "One of them is wrong. Keep a copy of its directory, then stop that node, remove \
@@ -63,7 +63,7 @@ impl ReplicaView {
 /// [`Exit::Damaged`] if two differ, [`Exit::Unavailable`] if not all of them are known, and as the
 /// cluster says.
 pub(crate) async fn compare(context: &Context, shard: &str) -> anyhow::Result<()> {
-    let shard_id = placing::shard_id(&context.admin()?, shard).await?;
+    let shard_id = shard::shard_id(&context.admin()?, shard).await?;
     let request = admin_v1::CompareReplicasRequest { shard_id };
     let reply = context.admin()?.compare_replicas(request).await?;
     let replicas: Vec<_> = reply.replicas.into_iter().map(ReplicaView::from).collect();

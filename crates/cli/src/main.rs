@@ -29,6 +29,7 @@ mod plan;
 mod progress;
 mod query;
 mod record;
+mod shard;
 mod start;
 
 /// A node makes and drops many small messages a second on all threads: with glibc's allocator a
@@ -63,7 +64,7 @@ enum Command {
     /// List nodes, let them rest or leave, ask what keeps them
     Node(operate::NodeArgs),
     /// List shards, move their replicas and leaders
-    Shard(operate::ShardArgs),
+    Shard(shard::ShardArgs),
     /// List and cancel the changes of shards that are under way
     Operator(placing::OperatorArgs),
     /// Say whether the cluster moves replicas and leaders by itself
@@ -114,7 +115,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Cluster(args) => operate::cluster(args).await,
         Command::Zone(args) => operate::zone(args).await,
         Command::Node(args) => operate::node(args).await,
-        Command::Shard(args) => operate::shard(args).await,
+        Command::Shard(args) => shard::run(args).await,
         Command::Operator(args) => placing::operator(args).await,
         Command::Scheduler(args) => placing::scheduler(args).await,
         Command::Account(args) => account::run(args).await,

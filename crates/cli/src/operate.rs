@@ -1,11 +1,11 @@
-//! `anchorhold cluster status`, `node list|release-ballast`, `shard list|show|compare`, `zone
-//! list|kill|start`. What moves replicas and leaders: `placing`.
+//! `anchorhold cluster status`, `node list|release-ballast`, `zone list|kill|start`. What moves
+//! replicas and leaders: `placing`.
 
 use std::time::Duration;
 
 use anchorhold_client::admin_v1;
 use anchorhold_cluster::{StateError, Wanted, wait_until_ready};
-use anchorhold_model::{Key, NodeId, ShardId};
+use anchorhold_model::NodeId;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -89,71 +89,6 @@ enum NodeCommand {
     },
 }
 
-/// `anchorhold shard`.
-#[derive(Args, Debug)]
-pub(crate) struct ShardArgs {
-    #[command(flatten)]
-    client: ClientArgs,
-    #[command(subcommand)]
-    command: ShardCommand,
-}
-
-#[derive(Subcommand, Debug)]
-enum ShardCommand {
-    /// List the shards in the order of their keys
-    List {
-        /// Only shards that hold anchors of the account with this number
-        #[arg(long, default_value_t = 0)]
-        account: u32,
-    },
-    /// Show one shard
-    Show {
-        /// The shard's id, as `shard list` shows it
-        shard: String,
-    },
-    /// Let another voter lead a shard
-    Transfer {
-        /// The shard's id, as `shard list` shows it
-        shard: String,
-        /// The node that is to lead it
-        #[arg(long, value_name = "NODE")]
-        to: String,
-    },
-    /// Move a replica of a shard to another node
-    Move {
-        /// The shard's id, as `shard list` shows it
-        shard: String,
-        /// The node that holds it now
-        #[arg(long, value_name = "NODE")]
-        from: String,
-        /// The node that gets it
-        #[arg(long, value_name = "NODE")]
-        to: String,
-    },
-    /// Compare what the replicas of a shard hold at one index. Reads every row of every replica.
-    /// Ends with 7 if two differ
-    Compare {
-        /// The shard's id, as `shard list` shows it
-        shard: String,
-    },
-    /// Make a shard part of its left neighbour while both serve
-    Merge {
-        /// The shard, such as s12 or 12
-        shard: String,
-        /// Wait until it is
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Split a shard in two while it serves
-    Split {
-        /// The shard, such as s12 or 12
-        shard: String,
-        /// First key of the new shard: an anchor's id, or 32 hex digits; the median if left out
-        #[arg(long)]
-        at: Option<String>,
-    },
-}
-
 /// `anchorhold zone`.
 #[derive(Args, Debug)]
 pub(crate) struct ZoneArgs {
@@ -226,28 +161,6 @@ struct NodeView {
     clock_offset_ms: Option<i64>,
     fsync_p99_ms: Option<f64>,
     start_time: Option<String>,
-}
-
-#[derive(Serialize)]
-struct ShardView {
-    shard_id: u64,
-    start: String,
-    end: String,
-    leader_node_id: u64,
-    term: u64,
-    revision: u64,
-    anchors: u64,
-    bytes: u64,
-    replicas: Vec<ReplicaView>,
-    degraded: bool,
-}
-
-#[derive(Serialize)]
-struct ReplicaView {
-    node_id: u64,
-    live: bool,
-    applied_index: u64,
-    lag_entries: u64,
 }
 
 #[derive(Serialize)]
@@ -342,96 +255,6 @@ async fn release_ballast(context: &Context, node: &str) -> anyhow::Result<()> {
     output::print(context.output, &view, || match bytes_released {
         0 => format!("node {node} has no ballast"),
         _ => format!("node {node} has {} more room: delete what can go", bytes(bytes_released)),
-    })
-}
-
-/// Runs `anchorhold shard`.
-///
-/// # Errors
-/// As the cluster says.
-pub(crate) async fn shard(args: ShardArgs) -> anyhow::Result<()> {
-    let context = Context::resolve(&args.client)?;
-    match args.command {
-        ShardCommand::List { account } => list_shards(&context, account, None).await,
-        ShardCommand::Show { shard } => {
-            let shard_id = placing::shard_id(&context.admin()?, &shard).await?;
-            list_shards(&context, 0, Some(shard_id)).await
-        }
-        ShardCommand::Compare { shard } => crate::compare::compare(&context, &shard).await,
-        ShardCommand::Transfer { shard, to } => placing::transfer(&context, &shard, &to).await,
-        ShardCommand::Move { shard, from, to } => {
-            placing::move_replica(&context, &shard, &from, &to).await
-        }
-        ShardCommand::Merge { shard, wait } => placing::merge(&context, &shard, wait).await,
-        ShardCommand::Split { shard, at } => split_shard(&context, &shard, at.as_deref()).await,
-    }
-}
-
-/// What a split made.
-#[derive(Serialize)]
-struct SplitView {
-    shard_id: u64,
-    new_shard_id: u64,
-    at: String,
-}
-
-async fn split_shard(context: &Context, shard: &str, at: Option<&str>) -> anyhow::Result<()> {
-    let admin = context.admin()?;
-    let shard_id = placing::shard_id(&admin, shard).await?;
-    let at = at.map(parse_key).transpose()?.map(|key| key.to_bytes().to_vec());
-    let mut page = admin_v1::ListShardsRequest { page_size: 1_000, ..Default::default() };
-    let version = loop {
-        let shards = admin.list_shards(page.clone()).await?;
-        if let Some(listed) = shards.shards.iter().find(|listed| listed.shard_id == shard_id) {
-            break listed.epoch.unwrap_or_default().version;
-        }
-        anyhow::ensure!(!shards.next_page_token.is_empty(), "there is no shard {shard}");
-        page.page_token = shards.next_page_token;
-    };
-    // With the version a retry cannot split it twice.
-    let at = at.unwrap_or_default().into();
-    let done = admin.split_shard(admin_v1::SplitShardRequest { shard_id, at, version }).await?;
-    let view = SplitView {
-        shard_id: done.shard_id,
-        new_shard_id: done.new_shard_id,
-        at: done.at.iter().map(|byte| format!("{byte:02x}")).collect(),
-    };
-    output::print(context.output, &view, || {
-        let (shard, child) = (ShardId(view.shard_id), ShardId(view.new_shard_id));
-        format!("{shard} is split: keys from {} on are in {child} now", view.at)
-    })
-}
-
-/// An anchor's id, or any key as hex digits.
-fn parse_key(text: &str) -> anyhow::Result<Key> {
-    let digits: String = text.chars().filter(|letter| *letter != '-').collect();
-    let is_key = digits.len() == 32;
-    let key = is_key.then(|| u128::from_str_radix(&digits, 16).ok()).flatten();
-    key.map(Key).ok_or_else(|| {
-        anyhow::anyhow!("{text:?} is no key: give an anchor's id or 32 hexadecimal digits")
-    })
-}
-
-/// Lists the shards, or one of them.
-async fn list_shards(context: &Context, account: u32, only: Option<u64>) -> anyhow::Result<()> {
-    let admin = context.admin()?;
-    let mut request =
-        admin_v1::ListShardsRequest { account, page_size: 1_000, ..Default::default() };
-    let mut views = Vec::new();
-    loop {
-        let page = admin.list_shards(request.clone()).await?;
-        let shards = page.shards.into_iter();
-        let meant = shards.filter(|shard| only.is_none_or(|only| shard.shard_id == only));
-        views.extend(meant.map(ShardView::from));
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = page.next_page_token;
-    }
-    output::print(context.output, &views, || {
-        let header =
-            ["SHARD", "FROM", "LEADER", "TERM", "REPLICAS", "REVISION", "ANCHORS", "SIZE", "STATE"];
-        output::table(header, views.iter().map(ShardView::row))
     })
 }
 
@@ -660,55 +483,6 @@ impl NodeView {
     }
 }
 
-impl From<admin_v1::Shard> for ShardView {
-    fn from(shard: admin_v1::Shard) -> Self {
-        let range = shard.range.unwrap_or_default();
-        let replicas = shard.replicas.into_iter().map(|replica| ReplicaView {
-            node_id: replica.node_id,
-            live: replica.live,
-            applied_index: replica.applied_index,
-            lag_entries: replica.lag_entries,
-        });
-        Self {
-            shard_id: shard.shard_id,
-            start: hexadecimal(&range.start),
-            end: hexadecimal(&range.end),
-            leader_node_id: shard.leader_node_id,
-            term: shard.term,
-            revision: shard.revision,
-            anchors: shard.anchors,
-            bytes: shard.bytes,
-            replicas: replicas.collect(),
-            degraded: shard.degraded,
-        }
-    }
-}
-
-impl ShardView {
-    fn row(&self) -> [String; 9] {
-        let replicas = self.replicas.iter().map(|replica| {
-            let mark = if replica.live { "" } else { " down" };
-            format!("{}{mark}", NodeId(replica.node_id))
-        });
-        let leader = match self.leader_node_id {
-            0 => "none".to_owned(),
-            node_id => NodeId(node_id).to_string(),
-        };
-        let is_catalog = self.shard_id == 0;
-        [
-            ShardId(self.shard_id).to_string(),
-            if is_catalog { "(catalog)".to_owned() } else { self.start.chars().take(16).collect() },
-            leader,
-            self.term.to_string(),
-            replicas.collect::<Vec<_>>().join(", "),
-            self.revision.to_string(),
-            thousands(self.anchors),
-            bytes(self.bytes),
-            if self.degraded { "degraded" } else { "ok" }.to_owned(),
-        ]
-    }
-}
-
 impl From<admin_v1::Zone> for ZoneView {
     fn from(zone: admin_v1::Zone) -> Self {
         Self {
@@ -721,8 +495,4 @@ impl From<admin_v1::Zone> for ZoneView {
             survivable: zone.survivable,
         }
     }
-}
-
-fn hexadecimal(key: &[u8]) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,6 +16,7 @@ use crate::context::{ClientArgs, Context};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, bytes};
 use crate::progress::Progress;
+use crate::shard;
 
 /// How often a merge that is waited for is looked at.
 const MERGE_POLL: Duration = Duration::from_millis(200);
@@ -79,6 +80,33 @@ struct NodeWishView {
 }
 
 #[derive(Serialize)]
+struct TransferView {
+    shard_id: u64,
+    to_node_id: u64,
+}
+
+#[derive(Serialize)]
+struct MoveView {
+    shard_id: u64,
+    from_node_id: u64,
+    to_node_id: u64,
+}
+
+#[derive(Serialize)]
+struct MergeView {
+    shard_id: u64,
+    into_shard_id: u64,
+    /// Whether it was waited for and is done.
+    merged: bool,
+}
+
+#[derive(Serialize)]
+struct CancelView {
+    shard_id: u64,
+    canceled: bool,
+}
+
+#[derive(Serialize)]
 struct DepartureView {
     node_id: u64,
     replicas: u64,
@@ -96,18 +124,20 @@ struct BlockedView {
     shard_ids: Vec<u64>,
 }
 
+/// A change of a shard.
 #[derive(Serialize)]
-struct OperatorView {
+pub(crate) struct OperatorView {
     number: u64,
     shard_id: u64,
-    steps: Vec<String>,
-    reason: String,
+    pub(crate) steps: Vec<String>,
+    pub(crate) reason: String,
     start_time: Option<String>,
     give_up_time: Option<String>,
 }
 
+/// A change that a shard needs and does not get.
 #[derive(Serialize)]
-struct RefusalView {
+pub(crate) struct RefusalView {
     shard_id: u64,
     need: String,
     cause: String,
@@ -155,28 +185,6 @@ pub(crate) async fn node_id(admin: &AdminClient, node: &str) -> anyhow::Result<u
     })
 }
 
-/// The id that a shard is shown by.
-///
-/// # Errors
-/// If no shard has it.
-pub(crate) async fn shard_id(admin: &AdminClient, shard: &str) -> anyhow::Result<u64> {
-    let mut request = admin_v1::ListShardsRequest { page_size: 1_000, ..Default::default() };
-    loop {
-        let page = admin.list_shards(request.clone()).await?;
-        let mut ids = page.shards.iter().map(|known| known.shard_id);
-        let is_meant = |id: &u64| ShardId(*id).to_string() == shard || id.to_string() == shard;
-        if let Some(id) = ids.find(is_meant) {
-            return Ok(id);
-        }
-        if page.next_page_token.is_empty() {
-            let problem = format!("there is no shard {shard}");
-            let next = "`anchorhold shard list` shows their ids";
-            return Err(Failure::new(Exit::NotFound, problem, next).into());
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
 /// Runs `node drain`; with `wait` until it leads nothing.
 ///
 /// # Errors
@@ -189,7 +197,7 @@ pub(crate) async fn drain(context: &Context, node: &str, wait: bool) -> anyhow::
         let leaders = |departure: &admin_v1::ExplainNodeResponse| departure.leaders;
         wait_for(&admin, node_id, "leaderships", leaders).await?;
     }
-    say(context, NodeWishView { node_id, wish: "drained", until: None })
+    say(context, NodeWishView::drained(node_id))
 }
 
 /// Runs `node resume`.
@@ -236,13 +244,21 @@ pub(crate) async fn decommission(context: &Context, node: &str, wait: bool) -> a
 }
 
 fn say(context: &Context, view: NodeWishView) -> anyhow::Result<()> {
-    output::print(context.output, &view, || {
-        let node = NodeId(view.node_id);
-        match &view.until {
-            Some(until) => format!("node {node} is {} until {until}", view.wish),
-            None => format!("node {node} is {}", view.wish),
+    output::print(context.output, &view, || view.text())
+}
+
+impl NodeWishView {
+    fn drained(node_id: u64) -> Self {
+        Self { node_id, wish: "drained", until: None }
+    }
+
+    fn text(&self) -> String {
+        let node = NodeId(self.node_id);
+        match &self.until {
+            Some(until) => format!("node {node} is {} until {until}", self.wish),
+            None => format!("node {node} is {}", self.wish),
         }
-    })
+    }
 }
 
 /// Shows progress until nothing is left, and once a while what is in the way.
@@ -345,11 +361,12 @@ pub(crate) async fn drain_zone(
         let problem = format!("there is no zone {zone}{within}");
         return Err(Failure::new(Exit::NotFound, problem, next).into());
     }
-    for node_id in nodes {
-        admin.drain_node(admin_v1::DrainNodeRequest { node_id }).await?;
-        println!("node {} is drained", NodeId(node_id));
+    for node_id in &nodes {
+        admin.drain_node(admin_v1::DrainNodeRequest { node_id: *node_id }).await?;
     }
-    Ok(())
+    let views: Vec<NodeWishView> = nodes.into_iter().map(NodeWishView::drained).collect();
+    let lines = || views.iter().map(NodeWishView::text).collect::<Vec<_>>().join("\n");
+    output::print(context.output, &views, lines)
 }
 
 /// Runs `shard transfer`.
@@ -358,10 +375,12 @@ pub(crate) async fn drain_zone(
 /// As the cluster says.
 pub(crate) async fn transfer(context: &Context, shard: &str, to: &str) -> anyhow::Result<()> {
     let admin = context.admin()?;
-    let (shard_id, node_id) = (shard_id(&admin, shard).await?, node_id(&admin, to).await?);
+    let (shard_id, node_id) = (shard::shard_id(&admin, shard).await?, node_id(&admin, to).await?);
     admin.transfer_shard(admin_v1::TransferShardRequest { shard_id, node_id }).await?;
-    println!("{} is to be led by {}", ShardId(shard_id), NodeId(node_id));
-    Ok(())
+    let view = TransferView { shard_id, to_node_id: node_id };
+    output::print(context.output, &view, || {
+        format!("{} is to be led by {}", ShardId(shard_id), NodeId(node_id))
+    })
 }
 
 /// Runs `shard move`.
@@ -375,13 +394,15 @@ pub(crate) async fn move_replica(
     to: &str,
 ) -> anyhow::Result<()> {
     let admin = context.admin()?;
-    let shard_id = shard_id(&admin, shard).await?;
+    let shard_id = shard::shard_id(&admin, shard).await?;
     let (from_node_id, to_node_id) = (node_id(&admin, from).await?, node_id(&admin, to).await?);
     let request = admin_v1::MoveShardRequest { shard_id, from_node_id, to_node_id };
     admin.move_shard(request).await?;
-    let (from, to) = (NodeId(from_node_id), NodeId(to_node_id));
-    println!("a replica of {} moves from {from} to {to}", ShardId(shard_id));
-    Ok(())
+    let view = MoveView { shard_id, from_node_id, to_node_id };
+    output::print(context.output, &view, || {
+        let (from, to) = (NodeId(from_node_id), NodeId(to_node_id));
+        format!("a replica of {} moves from {from} to {to}", ShardId(shard_id))
+    })
 }
 
 /// Runs `shard merge`; with `wait` until the catalog has the shard no more.
@@ -390,13 +411,17 @@ pub(crate) async fn move_replica(
 /// As the cluster says; also if the change is given up while it is waited for.
 pub(crate) async fn merge(context: &Context, shard: &str, wait: bool) -> anyhow::Result<()> {
     let admin = context.admin()?;
-    let shard_id = shard_id(&admin, shard).await?;
+    let shard_id = shard::shard_id(&admin, shard).await?;
     let request = admin_v1::MergeShardRequest { shard_id };
-    let into = ShardId(admin.merge_shard(request).await?.into_shard_id);
-    let shard = ShardId(shard_id);
+    let into_shard_id = admin.merge_shard(request).await?.into_shard_id;
+    let (shard, into) = (ShardId(shard_id), ShardId(into_shard_id));
     if !wait {
-        println!("{shard} becomes part of {into}; `anchorhold operator list` shows how far it is");
-        return Ok(());
+        let view = MergeView { shard_id, into_shard_id, merged: false };
+        return output::print(context.output, &view, || {
+            format!(
+                "{shard} becomes part of {into}; `anchorhold operator list` shows how far it is"
+            )
+        });
     }
     loop {
         let operators = admin.list_operators(admin_v1::ListOperatorsRequest {}).await?.operators;
@@ -406,13 +431,28 @@ pub(crate) async fn merge(context: &Context, shard: &str, wait: bool) -> anyhow:
         tokio::time::sleep(MERGE_POLL).await;
     }
     // Asked again, a merge that is made answers at once, and one that was given up begins anew.
-    if self::shard_id(&admin, &shard.to_string()).await.is_ok() {
+    if shard::shard_id(&admin, &shard.to_string()).await.is_ok() {
         let problem = format!("{shard} was not merged: the change was given up");
         let next = "`anchorhold plan explain` says what is in the way";
         return Err(Failure::new(Exit::Failed, problem, next).into());
     }
-    println!("{shard} is part of {into}");
-    Ok(())
+    let view = MergeView { shard_id, into_shard_id, merged: true };
+    output::print(context.output, &view, || format!("{shard} is part of {into}"))
+}
+
+impl From<admin_v1::Refusal> for RefusalView {
+    fn from(refusal: admin_v1::Refusal) -> Self {
+        let admin_v1::Refusal { shard_id, need, cause, remedy } = refusal;
+        Self { shard_id, need, cause, remedy }
+    }
+}
+
+impl RefusalView {
+    /// What, why, and what would help.
+    pub(crate) fn text(&self) -> String {
+        let need = if self.need.is_empty() { String::new() } else { format!("{}: ", self.need) };
+        format!("{need}{}; {}", self.cause, self.remedy)
+    }
 }
 
 impl From<admin_v1::Operator> for OperatorView {
@@ -436,14 +476,17 @@ pub(crate) async fn operator(args: OperatorArgs) -> anyhow::Result<()> {
     let context = Context::resolve(&args.client)?;
     let admin = context.admin()?;
     if let OperatorCommand::Cancel { shard } = args.command {
-        let shard_id = shard_id(&admin, &shard).await?;
+        let shard_id = shard::shard_id(&admin, &shard).await?;
         let request = admin_v1::CancelOperatorRequest { shard_id };
-        if admin.cancel_operator(request).await?.canceled {
-            println!("the change of {} is given up", ShardId(shard_id));
-        } else {
-            println!("no change of {} is under way", ShardId(shard_id));
-        }
-        return Ok(());
+        let canceled = admin.cancel_operator(request).await?.canceled;
+        let view = CancelView { shard_id, canceled };
+        return output::print(context.output, &view, || {
+            if canceled {
+                format!("the change of {} is given up", ShardId(shard_id))
+            } else {
+                format!("no change of {} is under way", ShardId(shard_id))
+            }
+        });
     }
     let reply = admin.list_operators(admin_v1::ListOperatorsRequest {}).await?;
     let views: Vec<OperatorView> = reply.operators.into_iter().map(OperatorView::from).collect();
@@ -558,12 +601,7 @@ pub(crate) async fn headroom(context: &Context) -> anyhow::Result<()> {
 pub(crate) async fn explain(client: &ClientArgs) -> anyhow::Result<()> {
     let context = Context::resolve(client)?;
     let plan = context.admin()?.explain_plan(admin_v1::ExplainPlanRequest {}).await?;
-    let refusals = plan.refusals.into_iter().map(|one| RefusalView {
-        shard_id: one.shard_id,
-        need: one.need,
-        cause: one.cause,
-        remedy: one.remedy,
-    });
+    let refusals = plan.refusals.into_iter().map(RefusalView::from);
     let view = PlanView {
         paused: plan.paused,
         operators: plan.operators.into_iter().map(OperatorView::from).collect(),
@@ -577,10 +615,8 @@ pub(crate) async fn explain(client: &ClientArgs) -> anyhow::Result<()> {
         lines.extend(view.operators.iter().map(|one| {
             format!("{}  {}: {}", ShardId(one.shard_id), one.steps.join(", "), one.reason)
         }));
-        lines.extend(view.refusals.iter().map(|one| {
-            let need = if one.need.is_empty() { String::new() } else { format!("{}: ", one.need) };
-            format!("{}  not: {need}{}; {}", ShardId(one.shard_id), one.cause, one.remedy)
-        }));
+        let refused = view.refusals.iter();
+        lines.extend(refused.map(|one| format!("{}  not: {}", ShardId(one.shard_id), one.text())));
         if lines.is_empty() {
             lines.push("nothing is to be done".to_owned());
         }

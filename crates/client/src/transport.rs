@@ -327,7 +327,15 @@ impl Transport {
             Err(_) => Err(no_answer()),
             // How tonic says, on either side, that `grpc-timeout` has run out.
             Ok(Err(status)) if status.code() == Code::Cancelled => Err(no_answer()),
-            Ok(Err(status)) => Err((origin_of(&status), ReceivedFailure::of_status(&status))),
+            Ok(Err(status)) => {
+                let (origin, mut failure) =
+                    (origin_of(&status), ReceivedFailure::of_status(&status));
+                if origin != Origin::Answered {
+                    // What the transport says does not name whom it failed to reach.
+                    failure.message = format!("{}: {}", node.address, failure.message);
+                }
+                Err((origin, failure))
+            }
         }
     }
 

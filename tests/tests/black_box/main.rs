@@ -8,6 +8,7 @@
 mod access;
 mod bad_input;
 mod blocked;
+mod commands;
 mod docs;
 mod expiry;
 mod faults;

@@ -7,6 +7,7 @@ use anchorhold_client::{AdminClient, Client, ClientConfig};
 use anchorhold_proto::{Reason, admin_v1, v1};
 use anchorhold_tests::cluster::{TestAccount, TestCluster, shared};
 use anchorhold_tests::rpc::{geo_anchor, linearizable};
+use anchorhold_tests::wait::until;
 use tokio::time::Instant;
 
 use crate::faults::client;
@@ -28,6 +29,15 @@ pub(crate) async fn shards(admin: &AdminClient, account: &TestAccount) -> Vec<ad
     let request = admin_v1::ListShardsRequest { account: account.number, ..Default::default() };
     let shards = admin.list_shards(request).await.unwrap().shards;
     shards.into_iter().filter(|shard| shard.shard_id != 0).collect()
+}
+
+/// Waits until an account has so many shards: whoever is asked may hear of a change late.
+pub(crate) async fn until_shards(admin: &AdminClient, account: &TestAccount, count: usize) {
+    until("the change is listed", || async {
+        let found = shards(admin, account).await.len();
+        if found == count { Ok(()) } else { Err(found) }
+    })
+    .await;
 }
 
 pub(crate) fn place(number: u32) -> v1::Anchor {
@@ -170,7 +180,7 @@ async fn a_shard_splits_under_load_and_no_client_sees_an_error() {
             let done = admin.split_shard(request.clone()).await.expect("the split is made");
             // The same request again: the same answer, and no further shard.
             assert_eq!(admin.split_shard(request).await.unwrap(), done);
-            assert_eq!(shards(&admin, &account).await.len(), round + 2);
+            until_shards(&admin, &account, round + 2).await;
             // Beyond the building of both sides' own indexes.
             tokio::time::sleep(Duration::from_millis(1_300)).await;
         }
