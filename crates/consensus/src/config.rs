@@ -47,7 +47,7 @@ pub struct ConsensusConfig {
     pub shard_log_bytes_max: u64,
     /// Snapshots built at once on this node.
     pub snapshot_builds_max: usize,
-    /// Bytes per second of one snapshot transfer, at most.
+    /// Bytes per second of all snapshots that this node sends, at most.
     pub snapshot_bytes_per_second_max: u64,
     /// Milliseconds between two checkpoints of the state.
     pub checkpoint_interval_ms: u64,

@@ -33,6 +33,7 @@ use crate::machine::damaged;
 use crate::members::MemberCall;
 use crate::membership;
 use crate::merge::{self, Merges};
+use crate::pace::Pace;
 use crate::quiescence;
 use crate::renewal::{self, Told};
 use crate::replica::{NodeParts, Replica, Standing};
@@ -192,6 +193,7 @@ impl Host {
         seams.log = log.clone();
         let fitness = Fitness::new(seams.clock.clone(), log, &start.config);
         let parts = NodeParts {
+            snapshot_pace: Arc::new(Pace::new(start.config.snapshot_bytes_per_second_max)),
             config: start.config,
             fitness: Arc::new(fitness),
             stamper: Arc::new(Stamper::new(seams.clock.clone())),

@@ -47,6 +47,7 @@ mod members;
 mod membership;
 mod merge;
 mod network;
+mod pace;
 mod proposer;
 mod quiescence;
 mod reads;

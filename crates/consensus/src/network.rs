@@ -30,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::birth;
 use crate::link::{CallKind, LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
+use crate::pace::Pace;
 use crate::seams::Offload;
 use crate::snapshot::SnapshotContent;
 use crate::types::{
@@ -65,7 +66,7 @@ pub(crate) struct Network {
     /// While it is not 0, a read round waits for heartbeats: none of this group is held back.
     pub(crate) read_rounds: Arc<AtomicU64>,
     pub(crate) sessions: Arc<AtomicU64>,
-    pub(crate) snapshot_bytes_per_second_max: u64,
+    pub(crate) snapshot_pace: Arc<Pace>,
     pub(crate) offload: Arc<dyn Offload>,
 }
 
@@ -78,7 +79,7 @@ pub(crate) struct ReplicaClient {
     heartbeat: bool,
     read_rounds: Arc<AtomicU64>,
     sessions: Arc<AtomicU64>,
-    snapshot_bytes_per_second_max: u64,
+    snapshot_pace: Arc<Pace>,
     offload: Arc<dyn Offload>,
 }
 
@@ -92,7 +93,7 @@ impl Network {
             heartbeat,
             read_rounds: self.read_rounds.clone(),
             sessions: self.sessions.clone(),
-            snapshot_bytes_per_second_max: self.snapshot_bytes_per_second_max,
+            snapshot_pace: self.snapshot_pace.clone(),
             offload: self.offload.clone(),
         }
     }
@@ -454,6 +455,7 @@ impl ReplicaClient {
             self.offload.in_place(&mut || piece = read_piece(&reader));
             let data = piece.map_err(|error| error.to_string())?;
             let filled = data.len();
+            self.snapshot_pace.take(filled as u64).await;
             let last = filled < CHUNK_BYTES;
             let chunk = SnapshotChunk {
                 shard_id,
@@ -470,8 +472,6 @@ impl ReplicaClient {
                 Ok(Ok(()) | Err(_)) => return Ok(()),
                 Err(_) => return Err("the receiver takes nothing any more".to_owned()),
             }
-            let pause = filled as u64 * 1_000_000 / self.snapshot_bytes_per_second_max.max(1);
-            tokio::time::sleep(Duration::from_micros(pause)).await;
         }
     }
 }

@@ -43,6 +43,7 @@ use crate::machine::{
 };
 use crate::merge::Merges;
 use crate::network::Network;
+use crate::pace::Pace;
 use crate::proposer::{Proposer, propose_error};
 use crate::reads::{Freshness, ReadRounds, RoundFailure};
 use crate::snapshot;
@@ -155,6 +156,7 @@ pub(crate) struct NodeParts {
     pub(crate) listener: Arc<dyn Listener>,
     pub(crate) stamper: Arc<Stamper>,
     pub(crate) node_bytes: Arc<AtomicUsize>,
+    pub(crate) snapshot_pace: Arc<Pace>,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) births: Arc<Births>,
     pub(crate) merges: Arc<Merges>,
@@ -295,7 +297,7 @@ impl Replica {
             peers: parts.peers.clone(),
             read_rounds: read_rounds.clone(),
             sessions: parts.sessions.clone(),
-            snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
+            snapshot_pace: parts.snapshot_pace.clone(),
             offload: parts.seams.offload.clone(),
         };
         let config = raft_config(&parts.config).validate().map_err(damaged)?;

@@ -126,7 +126,7 @@ impl Host {
             peers: parts.peers.clone(),
             read_rounds: Arc::new(AtomicU64::new(0)),
             sessions: parts.sessions.clone(),
-            snapshot_bytes_per_second_max: parts.config.snapshot_bytes_per_second_max,
+            snapshot_pace: parts.snapshot_pace.clone(),
             offload: parts.seams.offload.clone(),
         };
         let client = network.client(seed.to, &PeerNode { node_id: seed.node.0 }, false);
