@@ -225,25 +225,26 @@ impl Survey {
 
     /// Whether every shard would keep a quorum if a zone were lost now.
     pub fn survives_without(&self, region: &str, zone: &str) -> bool {
+        self.catalog_survives_without(region, zone)
+            && self.shards().iter().all(|shard| self.keeps_quorum_without(shard, region, zone))
+    }
+
+    /// Whether the catalog would keep a quorum if a zone were lost now.
+    pub fn catalog_survives_without(&self, region: &str, zone: &str) -> bool {
+        self.keeps_quorum_without(&self.catalog_shard(), region, zone)
+    }
+
+    fn keeps_quorum_without(&self, shard: &ShardSurvey<'_>, region: &str, zone: &str) -> bool {
         let is_lost = |node: &NodeId| {
-            self.catalog
-                .nodes
-                .get(node)
-                .is_none_or(|node| node.region == region && node.zone == zone)
+            let record = self.catalog.nodes.get(node);
+            record.is_none_or(|node| node.region == region && node.zone == zone)
         };
-        let catalog = self.catalog_shard();
-        self.shards().iter().chain([&catalog]).all(|shard| {
-            let voters: Vec<NodeId> =
-                shard.descriptor.voters().map(|replica| replica.node_id).collect();
-            let left = voters
-                .iter()
-                .filter(|node| {
-                    let replica = shard.replicas.get(node);
-                    !is_lost(node) && replica.is_some_and(|replica| !replica.stopped)
-                })
-                .count();
-            voters.len() / 2 < left
-        })
+        let stays = |node: &NodeId| {
+            let replica = shard.replicas.get(node);
+            !is_lost(node) && replica.is_some_and(|replica| !replica.stopped)
+        };
+        let voters = || shard.descriptor.voters().map(|replica| replica.node_id);
+        voters().count() / 2 < voters().filter(stays).count()
     }
 }
 
@@ -370,6 +371,7 @@ pub(crate) mod tests {
         assert!(survey.shards()[0].degraded);
         assert!(!survey.survives_without("here", "z2"));
         assert!(survey.survives_without("here", "z3"));
+        assert!(!survey.catalog_survives_without("here", "z2"));
     }
 
     #[test]

@@ -329,6 +329,15 @@ async fn an_operator_looks_at_nodes_and_lets_them_rest_and_return() {
         if output.status.code() == Some(UNHEALTHY) { Ok(()) } else { Err(format!("{output:?}")) }
     })
     .await;
+    until_json(&shell, "no further zone may go", &["cluster", "headroom"], |zones| {
+        let mut left = list(zones).iter().filter(|one| one["zone"] != zone.as_str());
+        let names_catalog = |one: &Value| {
+            list(&one["shard_ids_at_risk"])[..].first() == Some(&Value::from(0))
+                && one["risks"].to_string().contains("the catalog would have no quorum")
+        };
+        left.all(names_catalog).then_some(())
+    })
+    .await;
     cluster.restart(2).unwrap();
     cluster.wait_ready(&[2]).await.unwrap();
     cluster.wait_healthy().await;

@@ -13,7 +13,6 @@ use anchorhold_placement::{ClusterView, Refusal, merge_left, plan};
 use anchorhold_proto::admin_v1 as wire;
 use anchorhold_proto::admin_v1::placement_service_server::PlacementService;
 use anchorhold_proto::convert::time_to_wire;
-
 use anchorhold_proto::{Failure, FieldError, Reason};
 use tonic::{Request, Response, Status};
 
@@ -22,6 +21,7 @@ use super::cluster::node_state;
 use super::{Call, Door};
 use crate::authorize::Audience;
 use crate::scheduler::view::cluster_view;
+use crate::survey::Survey;
 
 /// Longest maintenance of a node.
 const MAINTENANCE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -127,12 +127,15 @@ async fn decommission_node(
 
 /// The cluster as the planner would see it now.
 async fn look(call: &Call) -> ClusterView {
-    let survey = call.core.survey().await;
+    view_of(call, &call.core.survey().await)
+}
+
+fn view_of(call: &Call, survey: &Survey) -> ClusterView {
     // Only the node that leads the catalog has seen anything.
     let reports = survey.reports.values();
     let seen = reports.map(|report| &report.seen).find(|seen| !seen.is_empty());
     let nothing = BTreeMap::new();
-    cluster_view(&survey, &call.core.catalog(), &call.core.placement, seen.unwrap_or(&nothing))
+    cluster_view(survey, &call.core.catalog(), &call.core.placement, seen.unwrap_or(&nothing))
 }
 
 async fn explain_node(
@@ -270,10 +273,19 @@ async fn get_headroom(
     call: Call,
     _: wire::GetHeadroomRequest,
 ) -> Result<wire::GetHeadroomResponse, Failure> {
-    let view = look(&call).await;
+    let survey = call.core.survey().await;
     let config = call.core.placement.planning(&call.core.catalog().scheduler);
-    let zones = headroom(&view, &config).iter().map(zone_headroom).collect();
-    Ok(wire::GetHeadroomResponse { zones })
+    let zones = headroom(&view_of(&call, &survey), &config);
+    let zones = zones.iter().map(|zone| {
+        let mut answer = zone_headroom(zone);
+        // The planner knows nothing of the catalog's own group.
+        if !survey.catalog_survives_without(&zone.region, &zone.zone) {
+            answer.risks.insert(0, "the catalog would have no quorum".to_owned());
+            answer.shard_ids_at_risk.insert(0, ShardId::CATALOG.0);
+        }
+        answer
+    });
+    Ok(wire::GetHeadroomResponse { zones: zones.collect() })
 }
 
 fn zone_headroom(zone: &ZoneHeadroom) -> wire::ZoneHeadroom {
