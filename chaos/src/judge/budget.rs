@@ -12,6 +12,8 @@ use crate::report::{BudgetResult, FaultResult, RecoveryRow, Spread};
 
 /// How long before a fault a gap may begin.
 const BEFORE_NS: u64 = 200_000_000;
+/// How long before a fault its writes are what is usual.
+const USUAL_NS: u64 = 8_000_000_000;
 /// How long after the heal a fault is looked at, if nothing else comes.
 pub(super) const AFTER_NS: u64 = 10_000_000_000;
 
@@ -39,6 +41,12 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
             let until_ns = next_fault_ns(fault, story).unwrap_or(u64::MAX);
             story.time_until(healed_ns, until_ns, |sample| is_even(sample, zones.len()))
         });
+        let spreading = spread.zip(fault.healed_ns).and_then(|(took, healed_ns)| {
+            traffic.times_in(healed_ns, healed_ns.saturating_add(took))
+        });
+        let before = spreading.and_then(|_| {
+            traffic.times_in(fault.asked_ns.saturating_sub(USUAL_NS), fault.asked_ns)
+        });
         let measures = [
             ("write_gap_ms", gaps.all),
             ("client_gap_ms", gaps.worst_client),
@@ -49,8 +57,11 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
             ("rebuilt_ms", rebuilt),
             ("spread_ms", spread),
         ];
-        let measures =
-            measures.into_iter().filter_map(|(name, ns)| Some((name.to_owned(), ns? as f64 / 1e6)));
+        let times = [("before_p99_ms", before), ("spreading_p99_ms", spreading)]
+            .map(|(name, spread)| (name, spread.map(|spread| spread.p99)));
+        let measures = measures.map(|(name, ns)| (name, ns.map(|ns| ns as f64 / 1e6)));
+        let measures = measures.into_iter().chain(times);
+        let measures = measures.filter_map(|(name, ms)| Some((name.to_owned(), ms?)));
         FaultResult {
             id: fault.id,
             fault: fault.fault.clone(),
@@ -164,6 +175,7 @@ pub(super) fn budgets(
 
 #[cfg(test)]
 mod tests {
+    use super::super::traffic::AckedWrite;
     use super::*;
     use crate::events::{Event, EventKind, FaultStage};
 
@@ -205,6 +217,35 @@ mod tests {
         let found = faults(&story, &Traffic::default(), &FinalState::default());
         assert_eq!(measure_of(&found[0], "rebuilt_ms"), rebuilt_ms);
         assert_eq!(measure_of(&found[0], "spread_ms"), spread_ms);
+    }
+
+    #[test]
+    fn writes_while_leaders_spread_are_held_against_those_before_the_fault() {
+        let whole = [(0, [12, 12, 0]), (8, [12, 12, 0]), (0, [12, 12, 0])];
+        let mut events = vec![fault()];
+        let back = [(0, [12, 11, 1]), (0, [8, 8, 8]), (0, [8, 8, 8])];
+        events.extend(
+            (3..)
+                .zip(whole.into_iter().chain(back))
+                .map(|(at_s, (missing, led))| sample(at_s, missing, led)),
+        );
+        let write = |start_ms: u64, took_ms: u64| AckedWrite {
+            start_ns: start_ms * 1_000_000,
+            end_ns: (start_ms + took_ms) * 1_000_000,
+            client: (0, 0),
+            shard: 1,
+            node: 1,
+            resolved: false,
+        };
+        // The fault comes at 1 s and is healed at 6 s; all lead their share from 7 s on.
+        let writes =
+            [(100, 3), (500, 2), (999, 50), (3_000, 700), (6_000, 9), (6_500, 8), (6_990, 90)];
+        let mut traffic = Traffic::default();
+        traffic.writes.extend(writes.map(|(start, took)| write(start, took)));
+        let found = faults(&Story::of(&events), &traffic, &FinalState::default());
+        assert_eq!(measure_of(&found[0], "spread_ms"), Some(1_000.0));
+        assert_eq!(measure_of(&found[0], "before_p99_ms"), Some(3.0));
+        assert_eq!(measure_of(&found[0], "spreading_p99_ms"), Some(9.0));
     }
 
     #[test]

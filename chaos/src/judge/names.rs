@@ -152,6 +152,14 @@ pub const BUDGETS: &[Budget] = &[
         name: "spread_ms",
         text: "from the heal of such a fault until every zone led its share again",
     },
+    Budget {
+        name: "before_p99_ms",
+        text: "99th percentile of the writes in the 8 s before such a fault",
+    },
+    Budget {
+        name: "spreading_p99_ms",
+        text: "the same from its heal until every zone led its share again",
+    },
     Budget { name: "write_ms", text: "time that one acknowledged write took, of the whole run" },
     Budget { name: "read_ms", text: "time that one answered read took, of the whole run" },
 ];

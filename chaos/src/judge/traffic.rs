@@ -99,13 +99,18 @@ impl Traffic {
 impl Traffic {
     /// A phase with how long its writes took: those that were begun and acknowledged in it.
     pub(super) fn time_in(&self, phase: PhaseSpan) -> PhaseSpan {
+        let spread = self.times_in(phase.begin_ns, phase.end_ns).unwrap_or_default();
+        PhaseSpan { write_p99_ms: spread.p99, ..phase }
+    }
+
+    /// How long the writes took that were begun and acknowledged between two moments, in milliseconds.
+    pub(super) fn times_in(&self, from_ns: u64, until_ns: u64) -> Option<Spread> {
         let inside = |write: &&AckedWrite| {
-            !write.resolved && phase.begin_ns <= write.start_ns && write.end_ns <= phase.end_ns
+            !write.resolved && from_ns <= write.start_ns && write.end_ns <= until_ns
         };
         let took = self.writes.iter().filter(inside);
         let took = took.map(|write| f64::from(milliseconds(write.end_ns - write.start_ns)));
-        let spread = Spread::of(took.collect()).unwrap_or_default();
-        PhaseSpan { write_p99_ms: spread.p99, ..phase }
+        Spread::of(took.collect())
     }
 }
 
