@@ -10,7 +10,7 @@ use super::{Event, Layout, Pace, Simulation};
 use crate::lifecycle::LifecycleConfig;
 use crate::testing::cases;
 use crate::view::Goal;
-use crate::{ClusterView, Operator, PlacementConfig, ShardStatus, Step, potential};
+use crate::{ClassView, ClusterView, Operator, PlacementConfig, ShardStatus, Step, potential};
 
 const PACE: Pace = Pace { round_ms: 5_000, rounds_max: 2_000, compares_potential: true };
 
@@ -37,6 +37,54 @@ fn any_event() -> impl Strategy<Value = Event> {
         (1_u64..3).prop_map(Event::AddNodes),
         Just(Event::Decommission(0, 2, 1)),
     ]
+}
+
+/// Kinds of a class whose home is one of three regions.
+fn any_kind(home: u64) -> impl Strategy<Value = ClassKind> {
+    let all = || (0..3).map(|region| format!("r{region}")).collect();
+    prop_oneof![
+        Just(ClassKind::Zonal),
+        Just(ClassKind::Regional),
+        Just(ClassKind::Pinned { residency: all() }),
+        (1_u64..3).prop_map(move |away| {
+            ClassKind::Paired { pair: format!("r{}", (home + away) % 3), witness: None }
+        }),
+    ]
+}
+
+/// Checks that each shard has the replicas that its class asks for, where it asks for them, as far
+/// apart as the zones allow.
+fn check_classes(view: &ClusterView, config: &PlacementConfig) {
+    for status in view.shards() {
+        let class = view.classes().find(|class| class.class_id == status.class).unwrap();
+        let (voters, learners) = match &class.kind {
+            ClassKind::Zonal | ClassKind::Pinned { .. } => (config.voters, 0),
+            ClassKind::Paired { .. } => (config.voters, config.learners_paired),
+            ClassKind::Regional => (config.voters_regional, 0),
+        };
+        let of = |role| status.replicas.iter().filter(move |replica| replica.role == role);
+        assert_eq!(of(ReplicaRole::Voter).count(), voters, "{status:?} of {class:?}");
+        assert_eq!(of(ReplicaRole::Learner).count(), learners, "{status:?} of {class:?}");
+        check_regions(view, status);
+        if class.kind == ClassKind::Regional {
+            let regions: BTreeSet<&String> =
+                status.replicas.iter().map(|one| &view.node(one.node_id).unwrap().region).collect();
+            assert_eq!(regions.len(), 3, "a region's loss must leave a quorum: {status:?}");
+        }
+    }
+}
+
+/// Checks that no replica is where its class forbids it, and that learners are in the pair.
+fn check_regions(view: &ClusterView, status: &ShardStatus) {
+    let class = view.classes().find(|class| class.class_id == status.class).unwrap();
+    for replica in &status.replicas {
+        let region = &view.node(replica.node_id).unwrap().region;
+        assert!(allows(class, region), "{replica:?} in {region} of {class:?}");
+        if let (ClassKind::Paired { pair, .. }, ReplicaRole::Learner) = (&class.kind, replica.role)
+        {
+            assert_eq!(region, pair, "{replica:?} of {class:?}");
+        }
+    }
 }
 
 fn build(layout: &Layout) -> Simulation {
@@ -75,9 +123,19 @@ fn check_plan(view: &ClusterView, config: &PlacementConfig, operators: &[Operato
             let node = view.node(node_id).unwrap();
             assert_eq!(node.state, NodeState::Up, "{operator}");
             let class = view.classes().find(|class| class.class_id == status.class).unwrap();
-            assert_eq!(class.kind, ClassKind::Zonal);
-            assert_eq!(Some(&node.region), class.home.as_ref(), "{operator}");
+            assert!(allows(class, &node.region), "P7: {operator} leaves {class:?}");
         }
+    }
+}
+
+/// Whether a class's replicas may live in a region.
+fn allows(class: &ClassView, region: &str) -> bool {
+    let is_home = class.home.as_deref() == Some(region);
+    match &class.kind {
+        ClassKind::Zonal => is_home,
+        ClassKind::Paired { pair, witness: _ } => is_home || pair == region,
+        ClassKind::Regional => true,
+        ClassKind::Pinned { residency } => is_home && residency.contains(region),
     }
 }
 
@@ -151,6 +209,41 @@ proptest! {
             let counts: Vec<u64> = of_region.map(|(_, count)| *count).collect();
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
             prop_assert!(most - least <= 3.max(most / 5), "{:?}", counts);
+        }
+    }
+
+    #[test]
+    fn every_class_gets_what_it_asks_for_and_nothing_outside_it(
+        shards in 1_u64..40,
+        zones in 2_u64..4,
+        nodes_per_zone in 2_u64..4,
+        seed in any::<u64>(),
+        kinds in (any_kind(0), any_kind(1), any_kind(2)),
+        events in prop::collection::vec(any_event(), 0..3),
+    ) {
+        let layout = Layout {
+            regions: 3,
+            zones,
+            nodes: 3 * zones * nodes_per_zone,
+            shards,
+            shard_bytes: 32 << 20,
+            capacity_permille: 12_000,
+            bandwidth: 100 << 20,
+            seed,
+        };
+        let mut simulation = build(&layout);
+        // All begin as zonal: what a class asks for beyond that is still to be made.
+        let classes: Vec<ClassView> = simulation.view().classes().cloned().collect();
+        for (class, kind) in classes.into_iter().zip([kinds.0, kinds.1, kinds.2]) {
+            simulation.view_mut().set_class(ClassView { kind, ..class });
+        }
+        run(&mut simulation, Event::Settle);
+        check_classes(simulation.view(), simulation.config());
+        for event in events {
+            run(&mut simulation, event);
+            for status in simulation.view().shards() {
+                check_regions(simulation.view(), status);
+            }
         }
     }
 
