@@ -184,7 +184,12 @@ impl Births {
         self.settled.notify_one();
     }
 
-    /// Whether a shard's file should be made anew because it still holds what a child owns.
+    /// Notes that a shard's file should be made anew, because it is damaged.
+    pub(crate) fn ask_for_file(&self, shard: ShardId) {
+        self.renewing.lock().insert(shard);
+    }
+
+    /// Whether a shard's file should be made anew: it still holds what a child owns, or is damaged.
     pub(crate) fn take_renewal(&self, shard: ShardId) -> bool {
         self.renewing.lock().remove(&shard)
     }

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anchorhold_model::NodeId;
+use anchorhold_model::{NodeId, ShardId};
 use anchorhold_proto::peer_v1::SnapshotChunk;
 use anchorhold_proto::peer_v1::peer_client::PeerClient;
 use anchorhold_storage::GroupId;
-use anchorhold_storage::snapshot::SnapshotFile;
+use anchorhold_storage::snapshot::{SnapshotFile, verify};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, Stream, StreamExt};
@@ -25,12 +26,14 @@ use openraft::network::{
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 
-use crate::birth;
+use crate::birth::{self, Births};
 use crate::link::{CallKind, LinkStream, MESSAGE_BYTES_MAX, Peer, Peers, Question};
 use crate::pace::Pace;
+use crate::replica::NodeParts;
 use crate::seams::Offload;
 use crate::snapshot::SnapshotContent;
 use crate::types::{
@@ -67,6 +70,7 @@ pub(crate) struct Network {
     pub(crate) read_rounds: Arc<AtomicU64>,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) snapshot_pace: Arc<Pace>,
+    pub(crate) births: Arc<Births>,
     pub(crate) offload: Arc<dyn Offload>,
 }
 
@@ -80,10 +84,24 @@ pub(crate) struct ReplicaClient {
     read_rounds: Arc<AtomicU64>,
     sessions: Arc<AtomicU64>,
     snapshot_pace: Arc<Pace>,
+    births: Arc<Births>,
     offload: Arc<dyn Offload>,
 }
 
 impl Network {
+    /// The clients of a node's replica. While `read_rounds` is not 0, nothing is held back.
+    pub(crate) fn of(parts: &NodeParts, group: GroupId, read_rounds: Arc<AtomicU64>) -> Self {
+        Self {
+            group,
+            peers: parts.peers.clone(),
+            read_rounds,
+            sessions: parts.sessions.clone(),
+            snapshot_pace: parts.snapshot_pace.clone(),
+            births: parts.births.clone(),
+            offload: parts.seams.offload.clone(),
+        }
+    }
+
     pub(crate) fn client(&self, target: u64, node: &PeerNode, heartbeat: bool) -> ReplicaClient {
         ReplicaClient {
             group: self.group,
@@ -94,6 +112,7 @@ impl Network {
             read_rounds: self.read_rounds.clone(),
             sessions: self.sessions.clone(),
             snapshot_pace: self.snapshot_pace.clone(),
+            births: self.births.clone(),
             offload: self.offload.clone(),
         }
     }
@@ -369,18 +388,61 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
     }
 }
 
+/// Why a snapshot did not arrive.
+struct NotSent {
+    reason: String,
+    /// Whether the file that was sent may be the cause.
+    blames_file: bool,
+}
+
+impl From<String> for NotSent {
+    fn from(reason: String) -> Self {
+        Self { reason, blames_file: false }
+    }
+}
+
 impl ReplicaClient {
+    /// Sends a snapshot file and has it installed. If it turns out to be damaged, a new one is made
+    /// in its place before long.
     pub(crate) async fn send_snapshot(
         &self,
         vote: Vote,
         file: SnapshotFile,
     ) -> Result<SnapshotResponse<TypeConfig>, String> {
+        let path = file.path.clone();
+        match self.transfer(vote, file).await {
+            Ok(response) => Ok(response),
+            Err(NotSent { reason, blames_file: false }) => Err(reason),
+            Err(NotSent { reason, blames_file: true }) => {
+                // The way there may have spoilt it, too.
+                if self.is_damaged(path).await {
+                    tracing::error!(shard = self.group.shard, "its snapshot file is damaged");
+                    self.births.ask_for_file(ShardId(self.group.shard));
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    async fn is_damaged(&self, path: PathBuf) -> bool {
+        let (done, verified) = oneshot::channel();
+        self.offload.spawn(Box::new(move || drop(done.send(verify(&path))))).await;
+        matches!(verified.await, Ok(Err(error)) if error.is_damage())
+    }
+
+    async fn transfer(
+        &self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> Result<SnapshotResponse<TypeConfig>, NotSent> {
         if birth::is_handle(&file) {
-            return Err("the shard was born a moment ago and has no snapshot file yet".into());
+            let reason = "the shard was born a moment ago and has no snapshot file yet";
+            return Err(reason.to_owned().into());
         }
         let content: SnapshotContent = wire::decode("a snapshot's header", &file.header.meta)
             .map_err(|error| error.to_string())?;
-        let peer = self.peers.get(self.node).ok_or("no address of the node is known")?;
+        let peer = self.peers.get(self.node);
+        let peer = peer.ok_or_else(|| "no address of the node is known".to_owned())?;
         let held = self.held_bytes(&file).await;
         let channel = peer.bulk_channel(self.peers.dialer())?;
         let mut client = PeerClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -410,7 +472,10 @@ impl ReplicaClient {
         let feed = self.feed_file(file, held, first, chunks);
         let install = async {
             let reply = client.install_snapshot(ReceiverStream::new(stream)).await;
-            reply.map_err(|status| status.message().to_owned())
+            reply.map_err(|status| NotSent {
+                reason: status.message().to_owned(),
+                blames_file: status.code() == Code::DataLoss,
+            })
         };
         let ((), reply) = tokio::try_join!(feed, install)?;
         let reply = reply.into_inner();
@@ -428,15 +493,17 @@ impl ReplicaClient {
         held.unwrap_or(0).min(file.bytes)
     }
 
-    /// Reads a file from some place on into chunks, no faster than allowed. Ends without an error when the receiver
-    /// has hung up: its answer says why.
+    /// Reads a file from some place on into chunks, no faster than allowed. Ends without an error when
+    /// the receiver has hung up: its answer says why.
     async fn feed_file(
         &self,
         file: SnapshotFile,
         from: u64,
         first: SnapshotChunk,
         chunks: mpsc::Sender<SnapshotChunk>,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotSent> {
+        let unreadable =
+            |error: io::Error| NotSent { reason: error.to_string(), blames_file: true };
         let (shard_id, incarnation) = (first.shard_id, first.incarnation);
         let mut opened = Err(io::Error::other("it was not opened"));
         self.offload.in_place(&mut || {
@@ -445,7 +512,7 @@ impl ReplicaClient {
                 Ok(opened)
             });
         });
-        let reader = opened.map_err(|error| error.to_string())?;
+        let reader = opened.map_err(unreadable)?;
         if chunks.send(first).await.is_err() {
             return Ok(());
         }
@@ -453,7 +520,7 @@ impl ReplicaClient {
         loop {
             let mut piece = Ok(Vec::new());
             self.offload.in_place(&mut || piece = read_piece(&reader));
-            let data = piece.map_err(|error| error.to_string())?;
+            let data = piece.map_err(unreadable)?;
             let filled = data.len();
             self.snapshot_pace.take(filled as u64).await;
             let last = filled < CHUNK_BYTES;
@@ -470,7 +537,7 @@ impl ReplicaClient {
             match tokio::time::timeout(CHUNK_TIMEOUT, chunks.send(chunk)).await {
                 Ok(Ok(())) if !last => {}
                 Ok(Ok(()) | Err(_)) => return Ok(()),
-                Err(_) => return Err("the receiver takes nothing any more".to_owned()),
+                Err(_) => return Err("the receiver takes nothing any more".to_owned().into()),
             }
         }
     }

@@ -292,14 +292,7 @@ impl Replica {
         );
         let (machine, machine_ended) = machine.watched();
         let read_rounds = Arc::new(AtomicU64::new(0));
-        let network = Network {
-            group,
-            peers: parts.peers.clone(),
-            read_rounds: read_rounds.clone(),
-            sessions: parts.sessions.clone(),
-            snapshot_pace: parts.snapshot_pace.clone(),
-            offload: parts.seams.offload.clone(),
-        };
+        let network = Network::of(parts, group, read_rounds.clone());
         let config = raft_config(&parts.config).validate().map_err(damaged)?;
         // Each replica, and each start of it, draws other election timeouts.
         let seed = parts.seams.seed ^ group.shard.rotate_left(32) ^ replica_id.0;

@@ -8,7 +8,6 @@
 //! (`replica`).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anchorhold_model::catalog::CatalogState;
@@ -121,14 +120,7 @@ impl Host {
             return Err(format!("its snapshot is of term {term}, and there is another leader"));
         }
         let parts = self.parts();
-        let network = Network {
-            group: replica.group(),
-            peers: parts.peers.clone(),
-            read_rounds: Arc::new(AtomicU64::new(0)),
-            sessions: parts.sessions.clone(),
-            snapshot_pace: parts.snapshot_pace.clone(),
-            offload: parts.seams.offload.clone(),
-        };
+        let network = Network::of(parts, replica.group(), Arc::default());
         let client = network.client(seed.to, &PeerNode { node_id: seed.node.0 }, false);
         client.send_snapshot(seed.vote.into(), file).await.map(drop)
     }

@@ -1,5 +1,6 @@
 //! Where a new replica's first snapshot comes from, and what becomes of a transfer that breaks off.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -117,6 +118,36 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_ended() {
     assert!(bytes < PAYLOAD + PAYLOAD / 4, "{bytes} bytes for {PAYLOAD}");
     eventually("it has everything", || {
         (replica(&cluster, 3, shard).state().anchors == ANCHORS).then_some(())
+    })
+    .await;
+}
+
+/// Has a node make the file of a shard, and spoils a byte in its middle.
+async fn with_a_spoilt_file(cluster: &TestCluster, number: usize, shard: ShardId) {
+    replica(cluster, number, shard).renew_snapshot().await;
+    let group = GroupId { shard: shard.0, incarnation: 1 };
+    let file = eventually("its file is there", || {
+        let store = SnapshotStore::open(cluster.nodes[number].disk.dir.path()).unwrap();
+        store.latest(group).unwrap().filter(|file| PAYLOAD / 2 < file.bytes)
+    })
+    .await;
+    let spoilt = std::fs::OpenOptions::new().read(true).write(true).open(&file.path).unwrap();
+    let (at, mut byte) = (file.bytes / 2, [0]);
+    spoilt.read_exact_at(&mut byte, at).unwrap();
+    spoilt.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_that_was_sent_is_made_anew() {
+    let (cluster, shard) = with_a_large_shard(ConsensusConfig::default()).await;
+    for number in [0, 1] {
+        with_a_spoilt_file(&cluster, number, shard).await;
+    }
+    let node = cluster.nodes[3].identity.node_id;
+    change(&cluster, shard, &MemberChange::AddLearner { node, replica_id: NEW_ID }).await;
+    eventually("it has everything", || {
+        let found = cluster.nodes[3].host().replica(shard)?;
+        (found.state().anchors == ANCHORS).then_some(())
     })
     .await;
 }
