@@ -106,7 +106,12 @@ impl OpenStores for SimStores {
             memory: disk.log.clone(),
             log: self.log(),
         };
-        Ok(Stores { log: Arc::new(log), state: self.state()?, snapshots: Arc::new(snapshots) })
+        Ok(Stores {
+            log: Arc::new(log),
+            state: self.state()?,
+            renewable: None,
+            snapshots: Arc::new(snapshots),
+        })
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {

@@ -286,9 +286,9 @@ struct BreakableStores {
 }
 
 impl OpenStores for BreakableStores {
-    fn open(&self, data_dir: &Path, _free_bytes: u64) -> Result<Stores, NodeError> {
+    fn open(&self, data_dir: &Path, free_bytes: u64) -> Result<Stores, NodeError> {
         let fs = FaultyFs::new(Arc::new(RealFs), Arc::clone(&self.disk));
-        let stores = open_stores(Arc::new(fs), self.log, data_dir)?;
+        let stores = open_stores(Arc::new(fs), self.log, data_dir, free_bytes)?;
         let state = FaultyState::new(stores.state, Arc::clone(&self.disk));
         let state = HookedState::open(Arc::new(state), self.hooks.clone())
             .map_err(|error| NodeError::Store { store: "state", reason: error.to_string() })?;

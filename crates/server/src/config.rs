@@ -81,6 +81,14 @@ pub struct DiskConfig {
     pub scrub_bytes_per_second: u64,
     /// Seconds between two rounds of reading everything again.
     pub scrub_pause_s: u64,
+    /// Seconds between two looks at whether the state takes far more room than its rows need.
+    pub renew_interval_s: u64,
+    /// Bytes of the state's files from which on it is looked at.
+    pub renew_bytes_min: u64,
+    /// Bytes of files for each byte of rows beyond which the state is written anew.
+    pub renew_factor: u64,
+    /// Bytes of rows per second, at most, that are written anew.
+    pub renew_bytes_per_second: u64,
 }
 
 /// The key that opens the admin services, given at most one way. Without one they are closed.
@@ -168,6 +176,11 @@ impl Default for DiskConfig {
             check_interval_ms: 500,
             scrub_bytes_per_second: 4 << 20,
             scrub_pause_s: 6 * 60 * 60,
+            renew_interval_s: 10 * 60,
+            renew_bytes_min: 256 << 20,
+            // Freshly loaded, sled takes about twice what is in it.
+            renew_factor: 6,
+            renew_bytes_per_second: 16 << 20,
         }
     }
 }
@@ -356,6 +369,14 @@ impl DiskConfig {
         if self.scrub_bytes_per_second == 0 || self.scrub_pause_s == 0 {
             let rule = "and disk.scrub_pause_s must be at least 1";
             return Err(wrong("disk.scrub_bytes_per_second", rule));
+        }
+        if self.renew_interval_s == 0 || self.renew_bytes_per_second == 0 {
+            let rule = "and disk.renew_bytes_per_second must be at least 1";
+            return Err(wrong("disk.renew_interval_s", rule));
+        }
+        // A fresh state takes up to three times its rows: a lower bound would never be met.
+        if self.renew_factor < 4 {
+            return Err(wrong("disk.renew_factor", "must be at least 4"));
         }
         let needed = self.almost_full_bytes.saturating_add(self.ballast_bytes);
         if self.bytes_max.is_some_and(|most| most <= needed) {

@@ -17,7 +17,7 @@ use anchorhold_storage::log_store::{GroupId, GroupLog, LogEntry, LogStore, ReadE
 use anchorhold_storage::overlay_fs::OverlayFs;
 use anchorhold_storage::snapshot::{self, SnapshotError};
 use anchorhold_storage::{
-    LogConfig, LostGroup, OpenError, OpenReport, Opened, SegmentedLog, SledConfig, SledState,
+    LogConfig, LostGroup, OpenError, OpenReport, Opened, RenewableState, SegmentedLog, SledConfig,
 };
 
 use crate::seams_real::with_causes;
@@ -209,7 +209,7 @@ impl Inspection {
 pub fn verify_state_copy(copy: &Path) -> Result<Result<StateSummary, Damage>, InspectError> {
     let config = SledConfig::default();
     let damage = |what: String| Damage { what, next: STATE_NEXT.to_owned() };
-    let state = match SledState::open(copy, config) {
+    let state = match RenewableState::open(copy, config) {
         Ok((_, Opened::Discarded { reason })) => return Ok(Err(damage(reason))),
         Ok((state, Opened::New | Opened::Intact { .. })) => state,
         Err(anchorhold_storage::StateError::Io(source)) => {

@@ -21,7 +21,7 @@ use anchorhold_model::NodeId;
 use anchorhold_model::catalog::CatalogState;
 use anchorhold_storage::fs::FileSystem;
 use anchorhold_storage::snapshot::SnapshotStore;
-use anchorhold_storage::{LogStore, StateError, StateStore};
+use anchorhold_storage::{LogStore, RenewableState, StateError, StateStore};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -37,6 +37,7 @@ use crate::disk::Disk;
 use crate::identity::{DataDir, DataDirError};
 use crate::index::Indexes;
 use crate::listen::{Listen, Listening};
+use crate::renew::Renewal;
 use crate::scrub::Scrub;
 
 /// Everything that differs between a real node and a simulated one.
@@ -84,6 +85,8 @@ pub struct Stores {
     pub log: Arc<dyn LogStore>,
     /// The applied state.
     pub state: Arc<dyn StateStore>,
+    /// What lies below the state, if it can be written anew.
+    pub renewable: Option<Arc<RenewableState>>,
     /// Snapshot files.
     pub snapshots: Arc<SnapshotStore>,
 }
@@ -224,8 +227,11 @@ impl Node {
         let (stop, stopping) = watch::channel(false);
         let Bound { client, peer, http } = bound;
         let ports = ports::serve(&core, client, http, &config, &stopping);
-        let scrub = Scrub::new(Arc::clone(&core), snapshots, exit, &config.disk);
-        let upkeep = start_upkeep(&core, peer, &data_dir, disk, scrub);
+        let scrub = Scrub::new(Arc::clone(&core), snapshots, Arc::clone(&exit), &config.disk);
+        let mut upkeep = start_upkeep(&core, peer, &data_dir, disk, scrub);
+        upkeep.extend(stores.renewable.map(|state| {
+            tokio::spawn(Renewal::new(Arc::clone(&core), state, exit, config.disk.clone()).run())
+        }));
         tracing::info!(
             node = %identity.node_id,
             client = %addresses.client,
@@ -402,10 +408,27 @@ async fn identify(
     } else if config.join.is_empty() {
         return Err(NodeError::Homeless { data_dir: config.data_dir.display().to_string() });
     } else {
-        join_cluster(config, instance, registration, seams).await?
+        let joined = join_cluster(config, instance, registration, seams).await?;
+        if let Some(former) = former_at(&joined.1, joined.0.node_id, &registration.peer_address) {
+            tracing::warn!(
+                "this data directory was empty, and the cluster knows node {former} at this \
+                 address: this is a new node, {}, and what {former} held is built again from its \
+                 other replicas. If {former}'s directory still exists, stop this node, start that \
+                 one instead, and decommission {}",
+                joined.0.node_id,
+                joined.0.node_id
+            );
+        }
+        joined
     };
     data_dir.set_identity(&identity)?;
     Ok((identity, peers))
+}
+
+/// The last node that had this one's address: this one took its place without what it held.
+fn former_at(peers: &[(NodeId, String)], own: NodeId, address: &str) -> Option<NodeId> {
+    let there = peers.iter().filter(|(node, known)| *node != own && known == address);
+    there.map(|(node, _)| *node).max()
 }
 
 /// Keeps the addresses of the catalog's nodes on disk too. The catalog itself may have to be rebuilt
@@ -456,5 +479,18 @@ async fn join_cluster(
                 tokio::time::sleep(JOIN_PAUSE).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_with_an_empty_directory_learns_whose_place_it_took() {
+        let peers = [(1, "a:1"), (2, "b:1"), (4, "b:1"), (5, "c:1"), (6, "b:1")];
+        let peers = peers.map(|(node, address)| (NodeId(node), address.to_owned()));
+        assert_eq!(former_at(&peers, NodeId(6), "b:1"), Some(NodeId(4)));
+        assert_eq!(former_at(&peers, NodeId(5), "c:1"), None, "its own registration");
     }
 }

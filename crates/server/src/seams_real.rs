@@ -12,13 +12,15 @@ use anchorhold_model::{NodeId, Timestamp};
 use anchorhold_storage::fs::{FileSystem, RealFs};
 use anchorhold_storage::snapshot::SnapshotStore;
 use anchorhold_storage::{
-    Damage, LogConfig, LostGroup, OpenReport, Opened, SegmentedLog, SledConfig, SledState,
+    Damage, LogConfig, LostGroup, OpenReport, Opened, RenewableState, SegmentedLog, SledConfig,
+    StateStore,
 };
 use tonic::transport::{Channel, Endpoint};
 
+use crate::config::DiskConfig;
 use crate::listen::TcpListen;
 use crate::node::{NodeError, NodeSeams, OpenStores, Stores};
-use crate::renew::{BloatRules, renew_if_bloated};
+use crate::renew::{BloatRules, discard_if_cramped};
 
 /// Connects to the address that a peer announced, over TCP.
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,7 +118,8 @@ const SEGMENTS_IN_FREE_MIN: u64 = 64;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStores;
 
-/// Opens the stores below a data directory, the log through `fs`.
+/// Opens the stores below a data directory in which so many bytes may still be written, the log
+/// through `fs`.
 ///
 /// # Errors
 /// [`NodeError::Store`] if one of them cannot be used.
@@ -124,6 +127,7 @@ pub(crate) fn open_stores(
     fs: Arc<dyn FileSystem>,
     log: LogConfig,
     data_dir: &Path,
+    free_bytes: u64,
 ) -> Result<Stores, NodeError> {
     let failed = |store, error: &dyn std::error::Error| NodeError::Store {
         store,
@@ -136,23 +140,30 @@ pub(crate) fn open_stores(
     let log = SegmentedLog::open_known(fs, &data_dir.join("log"), log, !groups.is_empty())
         .map_err(|error| failed("log", &error))?;
     tell(log.report());
-    let (state, opened) = SledState::open(&data_dir.join("state"), SledConfig::default())
+    let at = data_dir.join("state");
+    let (state, opened) = RenewableState::open(&at, SledConfig::default())
         .map_err(|error| failed("state", &error))?;
     if let Opened::Discarded { reason } = opened {
         tracing::warn!(reason, "the state was damaged: it is rebuilt from snapshots and log");
     }
-    let rules = BloatRules::default();
-    let at = data_dir.join("state");
-    let (state, _) = renew_if_bloated(state, &at, SledConfig::default(), &snapshots, &rules)
+    let rules = BloatRules::of(&DiskConfig::default());
+    let sled = SledConfig::default();
+    let (state, _) = discard_if_cramped(state, &at, sled, &snapshots, &rules, free_bytes)
         .map_err(|error| failed("state", &error))?;
-    Ok(Stores { log: Arc::new(log), state: Arc::new(state), snapshots: Arc::new(snapshots) })
+    let state = Arc::new(state);
+    Ok(Stores {
+        log: Arc::new(log),
+        state: Arc::clone(&state) as Arc<dyn StateStore>,
+        renewable: Some(state),
+        snapshots: Arc::new(snapshots),
+    })
 }
 
 impl OpenStores for DiskStores {
     fn open(&self, data_dir: &Path, free_bytes: u64) -> Result<Stores, NodeError> {
         let log = LogConfig::default();
         let segment_bytes_max = log.segment_bytes_max.min(free_bytes / SEGMENTS_IN_FREE_MIN);
-        open_stores(Arc::new(RealFs), LogConfig { segment_bytes_max, ..log }, data_dir)
+        open_stores(Arc::new(RealFs), LogConfig { segment_bytes_max, ..log }, data_dir, free_bytes)
     }
 
     fn file_system(&self) -> Arc<dyn FileSystem> {

@@ -158,6 +158,8 @@ pub mod name {
     pub const SCRUB_BYTES_TOTAL: &str = "anchorhold_scrub_bytes_total";
     /// Counter by part.
     pub const SCRUB_DAMAGE_TOTAL: &str = "anchorhold_scrub_damage_total";
+    /// Counter.
+    pub const STATE_RENEWALS_TOTAL: &str = "anchorhold_state_renewals_total";
     /// Comparisons of a shard's replicas at one index, by result.
     pub const REPLICA_COMPARISONS_TOTAL: &str = "anchorhold_replica_comparisons_total";
     /// Counter by reason and result.
@@ -196,6 +198,7 @@ fn describe() {
     counter!(name::LOG_FSYNC_MICROSECONDS_TOTAL, "Time spent in fsyncs of the shared log");
     gauge!(name::LOG_FSYNC_P99, "99th percentile of the shared log's last thousand fsyncs");
     counter!(name::LOG_WRITTEN_BYTES_TOTAL, "Bytes written to the shared log");
+    counter!(name::STATE_RENEWALS_TOTAL, "Times that a bloated state was written anew");
     counter!(name::SCRUB_ROUNDS_TOTAL, "Rounds of reading everything on the disk again");
     counter!(name::SCRUB_BYTES_TOTAL, "Bytes read again, by part");
     counter!(name::SCRUB_DAMAGE_TOTAL, "Damage found by reading again, by part");

@@ -16,6 +16,7 @@ pub mod log;
 pub mod log_store;
 pub mod memory_state;
 pub mod overlay_fs;
+pub mod renewable_state;
 pub mod sled_state;
 pub mod snapshot;
 pub mod state_store;
@@ -27,5 +28,6 @@ pub use log_store::{
     LogStore, LogWrite, Lost, ReadError,
 };
 pub use memory_state::MemoryState;
+pub use renewable_state::{RenewError, RenewableState, Renewed};
 pub use sled_state::{Opened, SledConfig, SledState};
 pub use state_store::{Batch, StateError, StateLayer, StateStats, StateStore};

@@ -9,6 +9,7 @@ mod layouts;
 mod anchors;
 mod locate;
 mod merging;
+mod renewing;
 mod reports;
 mod scrub;
 mod splitting;
