@@ -237,7 +237,7 @@ fn move_leader(survey: &Survey<'_>, entry: &ShardEntry) -> Result<Operator, WhyN
         return Err(WhyNot::Settling);
     }
     let from = survey.view.slot(leader).ok_or(WhyNot::NoLeader)?;
-    let load = status.load.saturating_add(survey.config.leader_overhead_load);
+    let load = status.load.saturating_add(survey.config.leader_balance_load);
     let mut best: Option<(u128, NodeId)> = None;
     let mut behind = None;
     for (replica, slot) in status.replicas.iter().zip(&entry.slots) {
@@ -267,7 +267,7 @@ fn move_leader(survey: &Survey<'_>, entry: &ShardEntry) -> Result<Operator, WhyN
 /// negatively: the smaller, the better. `None` if the transfer is not worth it.
 fn leader_energy_after(survey: &Survey<'_>, from: u32, to: u32, load: u64) -> Option<u128> {
     let (from, to) = (&survey.sites[from as usize], &survey.sites[to as usize]);
-    let node = |site: &crate::survey::Site| (site.tally.leader_load, site.load_max);
+    let node = |site: &crate::survey::Site| (site.tally.leader_weight, site.load_max);
     let mut is_worthy = is_worth(survey, load, node(from), node(to));
     let pair = |high: (u64, u64), low: (u64, u64)| energy(high.0, high.1) + energy(low.0, low.1);
     let moved = |high: (u64, u64), low: (u64, u64)| {
@@ -278,7 +278,7 @@ fn leader_energy_after(survey: &Survey<'_>, from: u32, to: u32, load: u64) -> Op
     if from.zone != to.zone {
         let zone = |site: &crate::survey::Site| {
             let zone = &survey.zones[usize::from(site.zone)];
-            (zone.leader_load, zone.load_max)
+            (zone.leader_weight, zone.load_max)
         };
         is_worthy |= is_worth(survey, load, zone(from), zone(to));
         let as_node = |site: &crate::survey::Site| survey.zones[usize::from(site.zone)].as_node();

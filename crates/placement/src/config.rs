@@ -43,8 +43,12 @@ pub struct PlacementConfig {
     pub leader_settle_ms: u64,
     /// What a replica weighs beside its records, in bytes: empty shards are spread too.
     pub replica_overhead_bytes: u64,
-    /// What a leadership weighs beside its load: idle leaders are spread too.
+    /// What a leadership costs beside its load, in requests per second.
     pub leader_overhead_load: u64,
+    /// What it weighs where leaders are evened out. What is asked of shards that are little asked now
+    /// may be asked of any of them next: up to about this load leaders are spread by their number,
+    /// beyond it by their load.
+    pub leader_balance_load: u64,
     /// A voter that is further behind than this does not become leader.
     pub transfer_lag_entries_max: u64,
     /// A shard with more bytes is split.
@@ -98,6 +102,7 @@ impl Default for PlacementConfig {
             leader_settle_ms: 30_000,
             replica_overhead_bytes: MIB,
             leader_overhead_load: 10,
+            leader_balance_load: 100,
             transfer_lag_entries_max: 128,
             split_bytes: 64 * MIB,
             split_anchors: 200_000,

@@ -56,7 +56,7 @@ pub fn potential(view: &ClusterView, config: &PlacementConfig) -> Potential {
     }
     for site in &survey.sites {
         potential.imbalance += energy(site.tally.bytes, site.capacity);
-        potential.leader_imbalance += energy(site.tally.leader_load, site.load_max);
+        potential.leader_imbalance += energy(site.tally.leader_weight, site.load_max);
     }
     for zone in &survey.zones {
         let (load, load_max) = zone.as_node();

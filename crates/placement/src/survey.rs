@@ -44,7 +44,7 @@ pub(crate) struct ZoneSite {
     /// Open nodes, at their limit or not.
     pub(crate) open_nodes: u64,
     incoming: usize,
-    pub(crate) leader_load: u64,
+    pub(crate) leader_weight: u64,
     pub(crate) load_max: u64,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Survey<'a> {
             open: BTreeSet::new(),
             open_nodes: 0,
             incoming: 0,
-            leader_load: 0,
+            leader_weight: 0,
             load_max: 0,
         });
         let mut survey = Self {
@@ -142,7 +142,7 @@ impl<'a> Survey<'a> {
             let site = &self.sites[slot];
             let zone = &mut self.zones[usize::from(site.zone)];
             zone.incoming += site.tally.incoming;
-            zone.leader_load += site.tally.leader_load;
+            zone.leader_weight += site.tally.leader_weight;
             zone.load_max += if site.is_open { site.load_max } else { 0 };
             zone.open_nodes += u64::from(site.is_open);
             self.reopen(slot);
@@ -393,9 +393,9 @@ impl<'a> Survey<'a> {
             self.sites[slot].tally.hold(share, leads, is_in);
             let zone = &mut self.zones[usize::from(self.sites[slot].zone)];
             if leads && is_in {
-                zone.leader_load += share.load;
+                zone.leader_weight += share.weight;
             } else if leads {
-                zone.leader_load -= share.load;
+                zone.leader_weight -= share.weight;
             }
             self.reopen(slot);
         }
@@ -412,22 +412,22 @@ impl Site {
         ratio(self.tally.bytes.saturating_add(bytes), self.capacity, 1_000)
     }
 
-    /// Used share of the load that it can lead, in millionths.
+    /// Used share of the load that it can lead, in millionths, as it weighs in a balance.
     pub(crate) fn strain(&self) -> u64 {
-        ratio(self.tally.leader_load, self.load_max, 1_000_000)
+        ratio(self.tally.leader_weight, self.load_max, 1_000_000)
     }
 }
 
 impl ZoneSite {
-    /// Used share of the load that it can lead, in millionths.
+    /// Used share of the load that it can lead, in millionths, as it weighs in a balance.
     pub(crate) fn strain(&self) -> u64 {
-        ratio(self.leader_load, self.load_max, 1_000_000)
+        ratio(self.leader_weight, self.load_max, 1_000_000)
     }
 
     /// What it leads, beside what one of its nodes can lead on average: so that zones weigh as much
     /// as nodes where unevenness is summed up.
     pub(crate) fn as_node(&self) -> (u64, u64) {
-        (self.leader_load, self.load_max / self.open_nodes.max(1))
+        (self.leader_weight, self.load_max / self.open_nodes.max(1))
     }
 
     /// The fullness of its emptiest open node.

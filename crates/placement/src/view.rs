@@ -122,6 +122,8 @@ pub struct Tally {
     pub bytes: u64,
     /// Requests per second of the shards it leads, with the overhead of each.
     pub leader_load: u64,
+    /// The same, as it weighs where leaders are evened out.
+    pub leader_weight: u64,
     /// Replicas that are being built here.
     pub incoming: usize,
     /// Replicas that are being built from a leader here.
@@ -326,6 +328,7 @@ impl ClusterView {
 pub(crate) struct Share {
     pub(crate) bytes: u64,
     pub(crate) load: u64,
+    pub(crate) weight: u64,
 }
 
 impl Share {
@@ -333,6 +336,7 @@ impl Share {
         Self {
             bytes: status.bytes.saturating_add(config.replica_overhead_bytes),
             load: status.load.saturating_add(config.leader_overhead_load),
+            weight: status.load.saturating_add(config.leader_balance_load),
         }
     }
 }
@@ -411,11 +415,13 @@ impl Tally {
             self.bytes = self.bytes.saturating_add(share.bytes);
             self.leaders += u64::from(leads);
             self.leader_load += if leads { share.load } else { 0 };
+            self.leader_weight += if leads { share.weight } else { 0 };
         } else {
             self.replicas -= 1;
             self.bytes = self.bytes.saturating_sub(share.bytes);
             self.leaders -= u64::from(leads);
             self.leader_load -= if leads { share.load } else { 0 };
+            self.leader_weight -= if leads { share.weight } else { 0 };
         }
     }
 
