@@ -31,8 +31,8 @@ pub(super) fn faults(story: &Story, traffic: &Traffic, state: &FinalState) -> Ve
             fault.nodes.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect();
         let gaps = streams.gaps(window, fault.asked_ns, &hit);
         let applied_ns = fault.applied_ns.unwrap_or(fault.asked_ns);
-        let leaders = story
-            .time_until(applied_ns, window.until_ns, |sample| sample.shards_without_leader == 0);
+        let are_led = |sample: &Sample| sample.shards_without_leader == 0;
+        let leaders = story.time_until_again(applied_ns, window.until_ns, are_led);
         let replication = fault.healed_ns.and_then(|healed_ns| {
             story.time_until(healed_ns, window.until_ns, |sample| sample.replicas_missing == 0)
         });
@@ -217,6 +217,38 @@ mod tests {
         let found = faults(&story, &Traffic::default(), &FinalState::default());
         assert_eq!(measure_of(&found[0], "rebuilt_ms"), rebuilt_ms);
         assert_eq!(measure_of(&found[0], "spread_ms"), spread_ms);
+    }
+
+    #[test]
+    fn leaders_that_change_again_later_are_not_waited_for() {
+        let without = |at_s: u64, count: u32| {
+            let Event { t_ns, kind: EventKind::Sample(sample) } = sample(at_s, 0, [8, 8, 8]) else {
+                panic!("no sample")
+            };
+            let sample = Sample { shards_without_leader: count, ..sample };
+            Event { t_ns, kind: EventKind::Sample(sample) }
+        };
+        let check = |counts: [u32; 5], leaders_ms: f64| {
+            let mut events = vec![fault()];
+            events.extend((1..).zip(counts).map(|(at_s, count)| without(at_s, count)));
+            let mut traffic = Traffic::default();
+            let ns = 30 * SECOND_NS;
+            let (client, shard, node, resolved) = ((0, 0), 1, 1, false);
+            traffic.writes.push(AckedWrite {
+                start_ns: ns,
+                end_ns: ns,
+                client,
+                shard,
+                node,
+                resolved,
+            });
+            let found = faults(&Story::of(&events), &traffic, &FinalState::default());
+            assert_eq!(measure_of(&found[0], "leaders_ms"), Some(leaders_ms), "{counts:?}");
+        };
+        check([0, 9, 0, 0, 0], 2_000.0);
+        check([0, 9, 2, 0, 1], 3_000.0);
+        check([0, 0, 0, 0, 0], 0.0);
+        check([0, 9, 9, 9, 9], 4_000.0);
     }
 
     #[test]

@@ -150,7 +150,8 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         name: "spread_ms",
-        text: "from the heal of such a fault until every zone led its share again",
+        text: "from the heal of such a fault until every zone led its share again, give or take a tenth \
+               or one shard; as long as was looked, if it never did",
     },
     Budget {
         name: "before_p99_ms",

@@ -132,6 +132,25 @@ impl Story {
         }
         reached.or(last)
     }
+
+    /// As [`Self::time_until`] for what a fault takes away at once: how long until it was there again
+    /// for the first time. What is lost later, as leaders are when they spread again, counts no more.
+    pub(super) fn time_until_again(
+        &self,
+        from_ns: u64,
+        until_ns: u64,
+        is_there: impl Fn(&Sample) -> bool,
+    ) -> Option<u64> {
+        let after = || {
+            let inside = |(t_ns, _): &&(u64, Sample)| (from_ns..=until_ns).contains(t_ns);
+            self.samples.iter().filter(inside)
+        };
+        let is_there = |sample: &Sample| sample.answered && is_there(sample);
+        let lost_ns = after().find(|(_, sample)| !is_there(sample)).map_or(0, |(t_ns, _)| *t_ns);
+        let again = after().find(|(t_ns, sample)| lost_ns <= *t_ns && is_there(sample));
+        let found = again.or_else(|| after().next_back());
+        found.map(|(t_ns, _)| t_ns - from_ns)
+    }
 }
 
 #[cfg(test)]
