@@ -16,6 +16,9 @@ use crate::{Limit, Operator, Plan, Reason, Step, WhyNot};
 /// Shards of one busy node that one plan tries, at most, on either side of the pivot.
 const CANDIDATES_MAX: u8 = 8;
 
+/// Shards for each leadership that is moved for balance at the same time.
+const SHARDS_PER_TRANSFER: usize = 50;
+
 /// Shards that may be worth moving, found while all shards are looked at.
 pub(crate) struct Candidates<'a> {
     is_full: Vec<bool>,
@@ -86,14 +89,29 @@ impl<'a> Candidates<'a> {
                 moved.insert(entry.status.shard_id);
             }
         }
+        let mut left = leaders_at_once(survey);
         for entry in self.leaders.into_iter().flatten() {
-            if !moved.contains(&entry.status.shard_id) {
-                let need = entry.status.leader.map(Reason::LeaderBalance);
-                let result = move_leader(survey, entry);
-                settle(plan, survey, entry, need, result);
+            if moved.contains(&entry.status.shard_id) {
+                continue;
             }
+            let need = entry.status.leader.map(Reason::LeaderBalance);
+            let result = move_leader(survey, entry);
+            let result = match result {
+                Ok(_) if left == 0 => Err(WhyNot::LimitReached(Limit::Transfers)),
+                result => result,
+            };
+            left -= usize::from(result.is_ok());
+            settle(plan, survey, entry, need, result);
         }
     }
+}
+
+/// How many more leaderships may be moved for balance now. Whoever writes to such a shard waits some
+/// ten milliseconds: one write in a hundred would, if many moved at once.
+fn leaders_at_once(survey: &Survey<'_>) -> usize {
+    let is_balance = |op: &&Operator| matches!(op.reason, Reason::LeaderBalance(_));
+    let under_way = survey.view.in_flight().filter(is_balance).count();
+    (survey.view.entries().len() / SHARDS_PER_TRANSFER).max(1).saturating_sub(under_way)
 }
 
 /// Nodes that hold more than the emptiest open node of their region by more than the band.
@@ -303,6 +321,21 @@ mod tests {
 
     use crate::testing::view_of;
     use crate::{Operator, PlacementConfig, plan};
+
+    #[test]
+    fn few_leaders_are_moved_for_balance_at_the_same_time() {
+        let config = PlacementConfig::default();
+        let planned = |shards: u64| {
+            let mut text = "n1 north/a\nn2 north/b\nn3 north/c\nc1 zonal home=north\n".to_owned();
+            (1..=shards).for_each(|shard| text += &format!("s{shard} c1 n1* n2 n3\n"));
+            plan(&view_of(&text, &config), &config, Timestamp(1_000_000), 1)
+        };
+        let few = planned(24);
+        assert_eq!(few.operators.len(), 1, "a write in a hundred would meet a move: {few:?}");
+        assert!(few.operators[0].to_string().contains("lead"), "{}", few.operators[0]);
+        assert_eq!(planned(150).operators.len(), 3);
+        assert_eq!(planned(1_000).operators.len(), config.leader_transfers_max);
+    }
 
     #[test]
     fn a_node_that_has_not_reported_of_late_is_not_taken_for_full() {
