@@ -148,9 +148,9 @@ pub struct FaultEvent {
 /// How the cluster stood at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Shards led in each zone.
+    /// Shards led in each zone, the catalog aside.
     pub leaders_per_zone: BTreeMap<String, u32>,
-    /// Shards led by each node, by name.
+    /// Shards led by each node, by name, the catalog among them.
     pub leaders_per_node: BTreeMap<String, u32>,
     /// Shards that nobody leads.
     pub shards_without_leader: u32,

@@ -115,8 +115,12 @@ impl ProcessDriver {
         let replicas = best.shards.iter().flat_map(|shard| &shard.replicas);
         let missing = replicas.filter(|replica| !replica.live).count();
         sample.replicas_missing = u32::try_from(missing).unwrap_or(u32::MAX);
-        for name in leaders.values() {
+        for (shard, name) in &leaders {
             *sample.leaders_per_node.entry(name.clone()).or_default() += 1;
+            // The catalog stays where it is: nobody evens that out.
+            if *shard == 0 {
+                continue;
+            }
             if let Ok(node) = self.node(name) {
                 *sample.leaders_per_zone.entry(node.zone.clone()).or_default() += 1;
             }
