@@ -20,6 +20,8 @@ pub mod renewable_state;
 pub mod sled_state;
 pub mod snapshot;
 pub mod state_store;
+#[cfg(test)]
+mod testing;
 
 pub use disk_space::{Ballast, DiskState, SpaceRules};
 pub use log::{Damage, LogConfig, LostGroup, MemoryLog, OpenError, OpenReport, SegmentedLog};

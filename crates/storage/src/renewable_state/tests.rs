@@ -5,6 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::state_store::conformance::{self, commit, rows, value};
+use crate::testing::copy_dir;
 
 const CONFIG: SledConfig = SledConfig { cache_bytes_max: 4 << 20 };
 const END: &[u8] = &[0xff; 8];
@@ -28,19 +29,6 @@ fn bloated(dir: &Path) -> RenewableState {
         state.checkpoint().unwrap();
     }
     state
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn names(dir: &Path) -> Vec<String> {

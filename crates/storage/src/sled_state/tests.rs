@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::MemoryState;
 use crate::state_store::conformance::{self, EDGE_LENGTHS, commit, rows, value};
+use crate::testing::copy_dir;
 
 const END: &[u8] = &[0xff; 8];
 
@@ -79,19 +80,6 @@ fn assert_discarded_and_working(dir: &Path, part_of_reason: &str) {
     assert_eq!(store.get(b"again").unwrap().as_deref(), Some(b"works".as_slice()));
     let left = fs::read_dir(dir).unwrap().count();
     assert_eq!(left, 2, "only `lock` and `current` are left");
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn engine_dir(dir: &Path) -> PathBuf {
